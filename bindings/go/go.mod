@@ -1,0 +1,3 @@
+module moelink
+
+go 1.21

@@ -1,0 +1,235 @@
+/** @file moe.h
+ *  All-to-all managers: dispatch of tokens to the ranks of their experts, and combine of the experts' outputs.
+ *
+ *  Terms: E physical experts over R ranks; rank r owns E/R of them in order, the first E%R ranks one more. Each token names
+ *  top_k experts. Dispatch sends a token once to every distinct rank that owns one of its experts; that rank's experts work on
+ *  the received row; combine adds, for each token, the rows of its distinct ranks. */
+#ifndef MOELINK_MOE_H
+#define MOELINK_MOE_H
+
+#include <moelink/base.h>
+#include <moelink/group.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** One all-to-all over one group, with its workspace. Threads: one thread at a time; moelink_manager_fault and
+ *  moelink_manager_error from any. */
+typedef struct moelink_manager moelink_manager;
+
+enum moelink_manager_kind {
+    /** Push dispatch and push combine through symmetric memory. Stream-ordered, graph-capturable, no host synchronisation. */
+    MOELINK_MANAGER_ONE_SIDED = 1,
+    /** Every rank receives every token (all-gather); outputs come back by reduce-scatter. NCCL on CUDA (looked up at run time),
+     *  the group's own shared memory on the host. On CUDA the sum is NCCL's: order and intermediate rounding are its own. */
+    MOELINK_MANAGER_ALLGATHER_REDUCESCATTER = 3,
+    /** Naive, through the group's control connections and host memory; host-blocking, not capturable. For tests. */
+    MOELINK_MANAGER_REFERENCE = 5
+};
+
+enum moelink_manager_state {
+    MOELINK_STATE_CREATED = 0,    /**< no workspace */
+    MOELINK_STATE_READY = 1,      /**< every slot waits for a dispatch */
+    MOELINK_STATE_DISPATCHED = 2, /**< some slot waits for its combine */
+    MOELINK_STATE_FAULTED = 3     /**< a round was lost; reinit or cleanup */
+};
+
+enum moelink_manager_flags {
+    MOELINK_MANAGER_F_NO_GROW = 1 /**< ensure must not grow: INVALID_STATE when the workspace does not cover the config */
+};
+
+enum moelink_moe_limits {
+    MOELINK_MAX_TOP_K = 32,
+    MOELINK_MAX_PAYLOADS = 16,
+    MOELINK_MAX_SLOTS = 16,
+    MOELINK_MAX_CUDA_RANKS = 128 /**< ranks of an NVLink domain; other groups: MOELINK_GROUP_MAX_RANKS */
+};
+
+/** Start from MOELINK_MANAGER_CONFIG_INIT. */
+typedef struct moelink_manager_config {
+    uint32_t struct_size;
+    uint32_t flags;                    /**< MOELINK_MANAGER_F_* */
+    int32_t max_tokens;                /**< most tokens this rank passes to one dispatch; the largest of all ranks is taken */
+    int32_t top_k;                     /**< 1 .. MOELINK_MAX_TOP_K; the same on every rank */
+    int32_t num_experts;               /**< 1 ..; the same on every rank */
+    int32_t payload_count;             /**< 1 .. MOELINK_MAX_PAYLOADS; the same on every rank */
+    const uint64_t *payload_row_bytes; /**< [payload_count] most bytes of one row of each payload; the same on every rank */
+    uint64_t combine_row_bytes;        /**< [bytes] most of one row of combine; 0: no combine; the same on every rank */
+    int32_t slots;                     /**< dispatches that may be in flight; 0 = 1; the same on every rank */
+    int32_t sm_budget;                 /**< multiprocessors that a kernel may use; 0 = automatic; ignored on the host */
+    uint64_t timeout_ns;               /**< [ns] of every wait inside dispatch and combine; 0 = the group's */
+    int32_t provider;                  /**< MOELINK_MEMORY_* for the workspace; 0 = automatic */
+    uint32_t reserved;                 /**< 0 */
+} moelink_manager_config;
+#define MOELINK_MANAGER_CONFIG_INIT {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_manager_config_init(moelink_manager_config *config);
+
+/** Bytes of a manager on one rank, by part. Start from MOELINK_MANAGER_SIZES_INIT. */
+typedef struct moelink_manager_sizes {
+    uint32_t struct_size;
+    int32_t slots_per_rank;   /**< rows that one rank can send to another in one dispatch */
+    uint64_t workspace_bytes; /**< [bytes] all of it: the parts below and rounding */
+    uint64_t dispatch_bytes;  /**< [bytes] received payloads, ids and weights, all slots */
+    uint64_t combine_bytes;   /**< [bytes] received combine rows, all slots */
+    uint64_t control_bytes;   /**< [bytes] flags, counts and routing, all slots */
+} moelink_manager_sizes;
+#define MOELINK_MANAGER_SIZES_INIT {(uint32_t)sizeof(moelink_manager_sizes), 0, 0u, 0u, 0u, 0u}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_manager_sizes_init(moelink_manager_sizes *sizes);
+
+/** Says whether a manager of this kind can serve the config on this group, and how many bytes it would take here, taking this
+ *  rank's max_tokens as the largest of all. Allocates nothing. Local. Threads: any.
+ *  Errors: INVALID_ARGUMENT; UNSUPPORTED or NO_DRIVER with the reason in moelink_last_error. */
+MOELINK_API moelink_status moelink_manager_query(const moelink_group *group, int32_t kind, const moelink_manager_config *config,
+                                                 moelink_manager_sizes *out);
+
+/** Name of a kind, such as "one-sided"; "unknown" for others. Static storage. Local, never fails. Threads: any. */
+MOELINK_API const char *moelink_manager_kind_name(int32_t kind);
+
+/** Says whether this machine can run a kind on a device (MOELINK_DEVICE_HOST or _CUDA) at all, in one line of `text`: what it is,
+ *  and what it needs or lacks. Local. Threads: any. Returns OK, or UNSUPPORTED or NO_DRIVER (text is filled in all three cases).
+ *  Errors: INVALID_ARGUMENT for a kind or device that does not exist, TOO_SMALL. */
+MOELINK_API moelink_status moelink_manager_kind_describe(int32_t kind, int32_t device, char *text, uint64_t bytes);
+
+/** Makes a manager over an EP group: state CREATED. mapping may be NULL; when given, dp * pcp * tp must be the group's size and
+ *  mapping->rank this rank, which catches a data-parallel group passed for the expert-parallel one. *out is the caller's and
+ *  keeps the group alive. Local. Errors: INVALID_ARGUMENT (the text names both sizes), UNSUPPORTED, NO_DRIVER. */
+MOELINK_API moelink_status moelink_manager_create(moelink_group *ep_group, int32_t kind, const moelink_mapping *mapping,
+                                                  moelink_manager **out);
+
+/** Allocates the workspace: CREATED -> READY, generation 1 higher. Collective, host-blocking, not capturable. All kernels are
+ *  loaded here. Errors: INVALID_STATE when already initialised, INVALID_ARGUMENT, MISMATCH (the text names both values),
+ *  UNSUPPORTED, OUT_OF_MEMORY, TIMEOUT, PEER_EXITED; on every one of them the manager is as before on all ranks. */
+MOELINK_API moelink_status moelink_manager_init(moelink_manager *manager, const moelink_manager_config *config);
+
+/** Makes sure that the workspace covers the config. CREATED: as init. Covered: a local no-op. Else: collective growth to the
+ *  union of tokens, slots and bytes, generation 1 higher; old and new workspace exist together for a moment; views and
+ *  captured graphs of the old one are stale. Ranks must come to the same decision, so they pass configs that differ only in
+ *  max_tokens at most. Host-blocking, not capturable when it has to do something.
+ *  Errors: as init; MISMATCH when top_k or num_experts contradict the workspace (the text names both values); INVALID_STATE
+ *  while a slot is dispatched, after a fault, or when growth is needed and NO_GROW is set. */
+MOELINK_API moelink_status moelink_manager_ensure(moelink_manager *manager, const moelink_manager_config *config);
+
+/** Replaces the workspace by one for this config, larger or smaller, whatever the state: CREATED, READY, DISPATCHED (the rounds in
+ *  flight are given up) or FAULTED -> READY, generation 1 higher. The old workspace is freed once the new one exists; call
+ *  cleanup and init where both do not fit. Waits for this rank's device. Collective, host-blocking, not capturable. Errors: as init. */
+MOELINK_API moelink_status moelink_manager_reinit(moelink_manager *manager, const moelink_manager_config *config);
+
+/** Frees the workspace: -> CREATED. A no-op when CREATED. Waits for this rank's device; peers' rounds in flight time out.
+ *  Local, host-blocking, not capturable. */
+MOELINK_API moelink_status moelink_manager_cleanup(moelink_manager *manager);
+
+/** Gives up the round in flight on a slot: DISPATCHED -> READY for that slot. Collective, host-blocking, not capturable; a
+ *  no-op round (nothing in flight) is fine. Errors: INVALID_STATE when CREATED or FAULTED, INVALID_ARGUMENT, TIMEOUT, PEER_EXITED. */
+MOELINK_API moelink_status moelink_manager_abandon(moelink_manager *manager, int32_t slot);
+
+/** State (MOELINK_STATE_*) and generation (0 before the first init). Either output may be NULL. Local. */
+MOELINK_API moelink_status moelink_manager_state_of(const moelink_manager *manager, int32_t *out_state, uint64_t *out_generation);
+
+/** Sizes of the present workspace; all 0 when CREATED. Local. */
+MOELINK_API moelink_status moelink_manager_sizes_of(const moelink_manager *manager, moelink_manager_sizes *out);
+
+/** The manager's sticky fault as seen so far by the host or, through pinned memory, by a kernel: OK, TIMEOUT, PEER_EXITED,
+ *  MISMATCH, STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
+ *  unharmed. Local. Threads: any. */
+MOELINK_API moelink_status moelink_manager_fault(moelink_manager *manager);
+
+/** Text of the manager's last error or fault; never NULL; valid until the next call on this thread that asks for it. Threads: any. */
+MOELINK_API const char *moelink_manager_error(const moelink_manager *manager);
+
+/** Cleans up and drops the handle. Waits for this rank's device. NULL is fine. Local, host-blocking. */
+MOELINK_API void moelink_manager_destroy(moelink_manager *manager);
+
+enum moelink_layout {
+    MOELINK_LAYOUT_RANK_MAJOR = 0 /**< [ranks, slots_per_rank, ...]: rows of source s at s * slots_per_rank, in token order */
+};
+
+/** Start from MOELINK_DISPATCH_ARGS_INIT. */
+typedef struct moelink_dispatch_args {
+    uint32_t struct_size;
+    int32_t slot;                     /**< 0 .. slots-1; ranks pass the same one */
+    int32_t num_tokens;               /**< 0 .. max_tokens; may differ on every rank */
+    int32_t topk_ids_dtype;           /**< MOELINK_DTYPE_I32 or _I64 */
+    const int32_t *num_tokens_device; /**< NULL, or device memory read by the kernel instead of num_tokens, which is then the bound */
+    const void *topk_ids;             /**< [num_tokens, top_k] device; negative and too large ones are dropped; no two valid ids
+                                           of a token need differ */
+    const float *topk_weights;        /**< [num_tokens, top_k] device f32, or NULL; travels with the token */
+    const int64_t *rank_tokens;       /**< [ranks] host: tokens of every rank; read by ALLGATHER_REDUCESCATTER on CUDA only, where NULL
+                                           pads to max_tokens */
+    int32_t layout;                   /**< MOELINK_LAYOUT_* */
+    int32_t invalid_id;               /**< written into topk_ids of empty rows and for experts that live elsewhere */
+    int32_t payload_count;            /**< at most the config's */
+    uint32_t flags;                   /**< 0 */
+    const moelink_rows *payloads;     /**< [payload_count], each [num_tokens, ...] device; row_bytes the same on every rank. data NULL:
+                                           not sent this time; a rank without tokens may pass data NULL and says by row_bytes above 0
+                                           that the payload is sent, by 0 that it is not */
+    const moelink_rows *outputs;      /**< NULL: views into the workspace. Else [payload_count] device buffers of row_capacity rows;
+                                           one with data NULL is a view */
+} moelink_dispatch_args;
+#define MOELINK_DISPATCH_ARGS_INIT \
+    {(uint32_t)sizeof(moelink_dispatch_args), 0, 0, MOELINK_DTYPE_I32, 0, 0, 0, 0, MOELINK_LAYOUT_RANK_MAJOR, -1, 0, 0u, 0, 0}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_dispatch_args_init(moelink_dispatch_args *args);
+
+/** Where a dispatch puts its rows. Addresses and bounds are known on the host at once; the values are there in stream order, and
+ *  stay valid until that slot's combine, abandon, growth or cleanup. Start from MOELINK_DISPATCHED_INIT. */
+typedef struct moelink_dispatched {
+    uint32_t struct_size;
+    int32_t ranks;
+    int64_t row_capacity;       /**< ranks * slots_per_rank: rows in each output */
+    int64_t slots_per_rank;
+    moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address and strides */
+    int32_t *topk_ids;          /**< [row_capacity, top_k] device; invalid_id where no local expert is meant. Ids are those the
+                                     caller gave: global, not local */
+    float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was. Rows beyond the counts are undefined */
+    const int32_t *recv_counts; /**< [ranks] device: rows received from each source */
+} moelink_dispatched;
+#define MOELINK_DISPATCHED_INIT {(uint32_t)sizeof(moelink_dispatched), 0, 0, 0, 0, 0, 0, 0}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_dispatched_init(moelink_dispatched *dispatched);
+
+/** Who weighs. A received row already mixes the experts of its rank, so normally the caller hands in rows that its expert kernel
+ *  has weighted and summed, and combine SUMs over distinct ranks. */
+enum moelink_combine_mode {
+    MOELINK_COMBINE_SUM = 0,
+    /** Each rank's row is first multiplied, in fp32 on the token's own rank, by the sum of the token's topk_weights for experts of
+     *  that rank: right where a rank's row stands for one expert, or for experts that share their output. Needs topk_weights in the
+     *  dispatch. Not on ALLGATHER_REDUCESCATTER over NCCL. */
+    MOELINK_COMBINE_WEIGHTED = 1
+};
+
+/** Start from MOELINK_COMBINE_ARGS_INIT. */
+typedef struct moelink_combine_args {
+    uint32_t struct_size;
+    int32_t slot;
+    int32_t mode;        /**< MOELINK_COMBINE_* */
+    uint32_t flags;      /**< 0 */
+    moelink_rows input;  /**< [row_capacity, hidden] in the dispatched layout: any device memory, a dispatched view included; dtype F32,
+                              F16 or BF16. Rows beyond the counts are not read */
+    moelink_rows output; /**< [num_tokens, hidden] device; row_bytes and dtype as input's; tokens with no valid id become 0 */
+} moelink_combine_args;
+#define MOELINK_COMBINE_ARGS_INIT \
+    {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
+
+/** Sends each token once to every distinct rank among its experts. Collective. ONE_SIDED on CUDA and
+ *  ALLGATHER_REDUCESCATTER over NCCL: stream-ordered, graph-capturable, nothing is allocated; every other: host-blocking. READY ->
+ *  DISPATCHED for the slot (not tracked while capturing).
+ *  Errors: INVALID_ARGUMENT, INVALID_STATE, TOO_SMALL (more tokens or bytes than the config covers), UNSUPPORTED, DEVICE. On the
+ *  host device also TIMEOUT, PEER_EXITED and MISMATCH, which on CUDA come later, through moelink_manager_fault. Source: push
+ *  dispatch with fixed slots, after the one-sided all-to-all that FlashInfer and TensorRT-LLM describe. */
+MOELINK_API moelink_status moelink_dispatch(moelink_manager *manager, const moelink_dispatch_args *args, moelink_stream stream,
+                                            moelink_dispatched *out);
+
+/** Adds for each token of the slot's last dispatch the rows of its distinct ranks: fp32 accumulation in rank order, rounded once.
+ *  Input rows travel in their own dtype. Collective; blocking and capturable as the kind's dispatch. DISPATCHED -> READY.
+ *  Errors: as moelink_dispatch. */
+MOELINK_API moelink_status moelink_combine(moelink_manager *manager, const moelink_combine_args *args, moelink_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,14 @@
+/** @file moelink.h
+ *  All of MoELink. */
+#ifndef MOELINK_MOELINK_H
+#define MOELINK_MOELINK_H
+
+#include <moelink/base.h>
+#include <moelink/version.h>
+#include <moelink/log.h>
+#include <moelink/device.h>
+#include <moelink/group.h>
+#include <moelink/memory.h>
+#include <moelink/moe.h>
+
+#endif

@@ -1,0 +1,18 @@
+// Stands in for the CUDA kernels in a build without CUDA. The library refuses CUDA groups before any of these is reached.
+#include "launch.hpp"
+
+namespace moelink::kernels::cuda {
+
+namespace {
+constexpr Result not_built = -1;
+}
+
+const char *error_text(Result) { return "this build has no CUDA"; }
+Result load_kernels() { return not_built; }
+Result dispatch(const DispatchParams &, int, CUstream_st *) { return not_built; }
+Result combine(const CombineParams &, int, int, CUstream_st *) { return not_built; }
+Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }
+Result mask_ids(const MaskIds &, CUstream_st *) { return not_built; }
+Result copy_rows(const CopyRows &, CUstream_st *) { return not_built; }
+
+}  // namespace moelink::kernels::cuda

@@ -1,0 +1,173 @@
+// Push dispatch on the host: every row once into every distinct rank's plane, then one word a rank that announces them.
+#include "signal.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace moelink::kernels::host {
+
+namespace {
+
+struct Destination {
+    int32_t rank;
+    int32_t distinct;  // -1: the rank only gathers
+};
+
+// A token's destinations in rank order; the ranks that own one of its experts are numbered from 0.
+class Router {
+public:
+    explicit Router(const DispatchParams &params)
+        : params_(params), owners_(params.workspace.num_experts, params.workspace.ranks),
+          is_owner_(static_cast<size_t>(params.workspace.ranks)) {}
+
+    int64_t id(int64_t token, int k) const {
+        int64_t index = token * params_.workspace.top_k + k;
+        return params_.ids_bytes == 8 ? static_cast<const int64_t *>(params_.ids)[index] : static_cast<const int32_t *>(params_.ids)[index];
+    }
+
+    int32_t rank_of(int64_t id) const { return owners_.rank_of(id); }
+
+    // Returns the number of distinct ranks that own an expert of the token.
+    int32_t route(int64_t token, std::vector<Destination> *out) {
+        out->clear();
+        owners_of_token_.clear();
+        for (int k = 0; k < params_.workspace.top_k; ++k) {
+            int32_t rank = owners_.rank_of(id(token, k));
+            if (rank < 0 || is_owner_[static_cast<size_t>(rank)]) continue;
+            is_owner_[static_cast<size_t>(rank)] = true;
+            owners_of_token_.push_back(rank);
+        }
+        std::sort(owners_of_token_.begin(), owners_of_token_.end());
+        int32_t distinct = 0;
+        if (params_.to_all) {
+            for (int32_t rank = 0; rank < params_.workspace.ranks; ++rank) {
+                out->push_back({rank, is_owner_[static_cast<size_t>(rank)] ? distinct++ : -1});
+            }
+        } else {
+            for (int32_t rank : owners_of_token_) out->push_back({rank, distinct++});
+        }
+        for (int32_t rank : owners_of_token_) is_owner_[static_cast<size_t>(rank)] = false;
+        return distinct;
+    }
+
+private:
+    const DispatchParams &params_;
+    ExpertRanks owners_;
+    std::vector<bool> is_owner_;
+    std::vector<int32_t> owners_of_token_;
+};
+
+// Writes one token's row, ids, weights and origin into row `slot` of our part of a destination's workspace.
+void write_row(const DispatchParams &params, const Router &router, int64_t token, const Destination &to, int64_t slot) {
+    const Workspace &ws = params.workspace;
+    unsigned char *peer = ws.peers[to.rank];
+    int64_t row = int64_t{ws.rank} * ws.capacity + slot;
+    for (int p = 0; p < params.payload_count; ++p) {
+        const Payload &payload = params.payloads[p];
+        if (payload.row_bytes == 0) continue;
+        std::memcpy(peer + payload.plane + static_cast<uint64_t>(row) * payload.row_bytes,
+                    payload.source + static_cast<uint64_t>(token) * payload.source_stride, payload.row_bytes);
+    }
+    int32_t *ids = part<int32_t>(peer, ws.layout.ids) + row * ws.top_k;
+    for (int k = 0; k < ws.top_k; ++k) {
+        int64_t id = router.id(token, k);
+        ids[k] = router.rank_of(id) == to.rank ? static_cast<int32_t>(id) : params.invalid_id;
+    }
+    if (params.weights != nullptr) {
+        std::memcpy(part<float>(peer, ws.layout.weights) + row * ws.top_k, params.weights + token * ws.top_k,
+                    sizeof(float) * static_cast<size_t>(ws.top_k));
+    }
+    part<RowOrigin>(peer, ws.layout.origins)[row] = {static_cast<int32_t>(token), to.distinct};
+}
+
+// The sum of a token's weights for the experts of each of its distinct ranks, for a weighted combine.
+void sum_weights(const DispatchParams &params, const Router &router, int64_t token, const std::vector<Destination> &to) {
+    const Workspace &ws = params.workspace;
+    float *sums = part<float>(ws.mine, ws.layout.weight_sums) + token * ws.max_distinct;
+    for (const Destination &destination : to) {
+        if (destination.distinct < 0) continue;
+        float sum = 0;
+        for (int k = 0; k < ws.top_k; ++k) {
+            if (router.rank_of(router.id(token, k)) == destination.rank) sum += params.weights[token * ws.top_k + k];
+        }
+        sums[destination.distinct] = sum;
+    }
+}
+
+// Marks the rows of topk_ids beyond those that came, once: rows already marked with the same id stay.
+void fill_ids(const DispatchParams &params, int32_t source, int32_t rows) {
+    const Workspace &ws = params.workspace;
+    SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
+    int32_t *filled = part<int32_t>(ws.mine, ws.layout.filled) + source;
+    int32_t end = state->filled_id == params.invalid_id ? *filled : ws.capacity;
+    int32_t *ids = part<int32_t>(ws.mine, ws.layout.ids) + int64_t{source} * ws.capacity * ws.top_k;
+    if (rows < end) std::fill(ids + int64_t{rows} * ws.top_k, ids + int64_t{end} * ws.top_k, params.invalid_id);
+    *filled = rows;
+}
+
+void copy_out(const DispatchParams &params, int32_t source, int32_t rows) {
+    const Workspace &ws = params.workspace;
+    for (int p = 0; p < params.payload_count; ++p) {
+        const Payload &payload = params.payloads[p];
+        if (payload.row_bytes == 0 || payload.output == nullptr) continue;
+        for (int32_t row = 0; row < rows; ++row) {
+            uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
+            std::memcpy(payload.output + index * payload.output_stride, ws.mine + payload.plane + index * payload.row_bytes,
+                        payload.row_bytes);
+        }
+    }
+}
+
+}  // namespace
+
+Fault dispatch(const DispatchParams &params, const Watch &watch) {
+    const Workspace &ws = params.workspace;
+    SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
+    const uint32_t epoch = state->dispatch_epoch + 1;
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
+    int32_t tokens = params.tokens;
+    if (params.tokens_device != nullptr) tokens = std::clamp(*params.tokens_device, 0, params.tokens);
+
+    Router router(params);
+    std::vector<Destination> to;
+    std::vector<int32_t> rows(static_cast<size_t>(ws.ranks), 0);
+    int32_t *send_counts = part<int32_t>(ws.mine, ws.layout.send_counts);
+    int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
+    std::fill(send_counts, send_counts + ws.ranks, 0);
+    for (int64_t token = 0; token < tokens; ++token) {
+        distinct[token] = router.route(token, &to);
+        if (params.weights != nullptr) sum_weights(params, router, token, to);
+        for (const Destination &destination : to) {
+            write_row(params, router, token, destination, rows[static_cast<size_t>(destination.rank)]++);
+            if (destination.distinct >= 0) ++send_counts[destination.rank];
+        }
+    }
+    state->tokens = tokens;
+
+    for (int32_t i = 0; i < ws.ranks; ++i) {
+        int32_t rank = (ws.rank + i) % ws.ranks;
+        SourceLine *line = part<SourceLine>(ws.peers[rank], ws.layout.lines) + ws.rank;
+        store_word(&line->dispatch_shape, epoch, params.shape, std::memory_order_relaxed);
+        announce(&line->dispatch_count, epoch, static_cast<uint32_t>(rows[static_cast<size_t>(rank)]));
+    }
+
+    Fault fault{};
+    int32_t *recv_counts = part<int32_t>(ws.mine, ws.layout.recv_counts);
+    for (int32_t i = 0; i < ws.ranks; ++i) {
+        int32_t source = (ws.rank + i) % ws.ranks;
+        SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
+        uint32_t count = 0;
+        if (!await_word(&line->dispatch_count, epoch, &count, source, phase_dispatch, deadline, watch, &fault)) return fault;
+        uint64_t shape = std::atomic_ref<uint64_t>(line->dispatch_shape).load(std::memory_order_relaxed);
+        if (static_cast<uint32_t>(shape) != params.shape) return Fault{fault_mismatch, source, phase_dispatch, 0};
+        recv_counts[source] = static_cast<int32_t>(count);
+        fill_ids(params, source, recv_counts[source]);
+        copy_out(params, source, recv_counts[source]);
+    }
+    state->filled_id = params.invalid_id;
+    state->dispatch_epoch = epoch;
+    return fault;
+}
+
+}  // namespace moelink::kernels::host

@@ -1,0 +1,241 @@
+// Everything that lib knows of the kernels: plain structs and functions. The host kernels and the CUDA kernels take the same
+// parameters; a build without CUDA links cuda_stubs.cc in place of the CUDA side.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct CUstream_st;
+
+namespace moelink::kernels {
+
+inline constexpr int max_top_k = 32;
+inline constexpr int max_payloads = 16;
+inline constexpr int max_cuda_ranks = 128;
+
+// Control words that one rank (the source) writes into another's workspace: one line a source and slot.
+// A word is epoch << 32 | value; epochs count rounds of one slot up from 1 and are compared for equality. The row counters
+// count up for ever: what a round brought is the difference to the count before it.
+struct alignas(128) SourceLine {
+    uint64_t dispatch_count;  // rows that this round brings
+    uint64_t dispatch_shape;  // hash of what ranks must agree on in a round
+    uint64_t dispatch_rows;   // rows that have arrived, all rounds
+    uint64_t combine_count;
+    uint64_t combine_shape;
+    uint64_t combine_rows;
+    uint64_t reserved[10];
+};
+static_assert(sizeof(SourceLine) == 128);
+
+// A received row's way home: the token of its source, and which of the token's distinct ranks we are (-1: no expert here).
+struct RowOrigin {
+    int32_t token;
+    int32_t distinct;
+};
+
+// One slot's private state on a rank.
+struct alignas(128) SlotState {
+    uint32_t dispatch_epoch;
+    uint32_t combine_epoch;
+    uint32_t dispatch_exits;  // blocks that have left the running kernel
+    uint32_t combine_exits;
+    int32_t tokens;           // of the last dispatch
+    int32_t filled_id;        // what the rows of topk_ids beyond `filled` hold
+    uint32_t reserved[26];
+};
+static_assert(sizeof(SlotState) == 128);
+
+// What kernels find wrong, and what outlives a workspace: see Anchor.
+enum FaultCode : uint32_t { fault_none = 0, fault_timeout = 1, fault_mismatch = 2, fault_peer = 3, fault_stale = 4 };
+enum Phase : uint32_t { phase_dispatch = 1, phase_combine = 2 };
+
+struct Fault {
+    uint32_t code;
+    int32_t peer;
+    uint32_t phase;
+    uint32_t stale;  // a graph of an older generation was replayed; does not harm the present workspace
+};
+
+// Lives from a manager's creation to its end, so that a kernel captured over an older workspace finds out before it touches
+// memory that is gone.
+struct Anchor {
+    uint64_t generation;
+    uint32_t faulted;
+    uint32_t reserved;
+};
+
+// Offsets of one slot's parts from the slot's start; the same on every rank.
+struct SlotLayout {
+    uint64_t lines;        // SourceLine [ranks]
+    uint64_t state;        // SlotState
+    uint64_t dispatch_base;  // uint64 [ranks]: dispatch_rows before the round
+    uint64_t combine_base;   // uint64 [ranks]
+    uint64_t recv_counts;  // int32 [ranks]
+    uint64_t send_counts;  // int32 [ranks]: rows with an expert there, so rows that come back
+    uint64_t filled;       // int32 [ranks]: rows of topk_ids from here on hold filled_id
+    uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
+    uint64_t weight_sums;  // float [capacity, max_distinct]
+    uint64_t ids;          // int32 [ranks, capacity, top_k]
+    uint64_t weights;      // float [ranks, capacity, top_k]
+    uint64_t origins;      // RowOrigin [ranks, capacity]
+    uint64_t planes[max_payloads];  // bytes [ranks, capacity, row_bytes of the payload's largest form]
+    uint64_t combine;      // bytes [capacity, max_distinct, combine_row_bytes]
+    uint64_t bytes;        // of one slot
+};
+
+struct Workspace {
+    int32_t rank;
+    int32_t ranks;
+    int32_t num_experts;
+    int32_t top_k;
+    int32_t capacity;      // rows that one rank can send to another: slots_per_rank
+    int32_t max_distinct;  // min(ranks, top_k)
+    uint64_t timeout_ns;
+    uint64_t generation;
+    Anchor *anchor;
+    Fault *fault;               // pinned host memory as the kernel sees it
+    unsigned char *const *peers;  // [ranks] this slot's start in each rank's workspace, as mapped here
+    unsigned char *mine;        // peers[rank]
+    SlotLayout layout;
+};
+
+struct Payload {
+    const unsigned char *source;
+    uint64_t source_stride;
+    uint64_t row_bytes;        // 0: not sent this time
+    uint64_t plane;            // offset in the slot
+    unsigned char *output;     // nullptr: the plane is the output
+    uint64_t output_stride;
+    int32_t width;             // widest access [bytes] that source, plane and row_bytes allow: 16, 8, 4, 2, 1
+    int32_t output_width;
+};
+
+struct DispatchParams {
+    Workspace workspace;
+    int32_t tokens;
+    int32_t ids_bytes;  // 4 or 8
+    const int32_t *tokens_device;
+    const void *ids;
+    const float *weights;
+    int32_t invalid_id;
+    uint32_t shape;
+    int32_t payload_count;
+    uint32_t to_all;    // every rank receives every token (all-gather)
+    Payload payloads[max_payloads];
+};
+
+enum ValueType : int32_t { value_f32 = 1, value_f16 = 2, value_bf16 = 3 };
+
+struct CombineParams {
+    Workspace workspace;
+    const unsigned char *input;
+    uint64_t input_stride;
+    unsigned char *output;
+    uint64_t output_stride;
+    uint64_t row_bytes;
+    int32_t value_type;
+    int32_t weighted;
+    int32_t push_width;    // widest access that input, plane and row_bytes allow
+    int32_t reduce_width;  // 16 when whole 16-byte vectors can be read and written, else the value's size
+    uint32_t shape;
+    uint32_t reserved;
+};
+
+// Widest of 16, 8, 4, 2, 1 that divides all of the bits.
+inline int32_t access_width(uint64_t bits) {
+    for (int32_t width = 16; width > 1; width /= 2) {
+        if (bits % static_cast<uint64_t>(width) == 0) return width;
+    }
+    return 1;
+}
+
+// Which rank owns an expert: rank r owns experts / ranks of them in order, the first experts % ranks ranks one more.
+struct ExpertRanks {
+    uint32_t experts;
+    uint32_t each;
+    uint32_t larger;  // ranks that own one more
+    uint32_t split;   // first expert of the ranks that do not
+
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    ExpertRanks(int32_t experts_, int32_t ranks)
+        : experts(static_cast<uint32_t>(experts_)), each(static_cast<uint32_t>(experts_ / ranks)),
+          larger(static_cast<uint32_t>(experts_ % ranks)), split(larger * (each + 1)) {}
+
+    // -1 for an id that means no expert.
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t rank_of(int64_t id) const {
+        if (static_cast<uint64_t>(id) >= experts) return -1;
+        uint32_t expert = static_cast<uint32_t>(id);
+        if (expert < split) return static_cast<int32_t>(expert / (each + 1));
+        return static_cast<int32_t>(larger + (expert - split) / each);
+    }
+};
+
+namespace host {
+
+// Called now and then while a kernel waits; true when the wait is in vain (fault.peer may be set).
+struct Watch {
+    bool (*lost)(void *user, Fault *fault);
+    void *user;
+};
+
+// Both return when the round is done here. On a fault the round is lost and fault says why.
+Fault dispatch(const DispatchParams &params, const Watch &watch);
+Fault combine(const CombineParams &params, const Watch &watch);
+
+}  // namespace host
+
+namespace cuda {
+
+// 0, or a CUDA error number; error_text gives its name and meaning.
+using Result = int;
+const char *error_text(Result result);
+
+// Loads every kernel on the current device: a lazily loaded kernel behind a spinning one deadlocks.
+Result load_kernels();
+// Blocks (one a multiprocessor) that a kernel uses at most.
+Result dispatch(const DispatchParams &params, int blocks, CUstream_st *stream);
+Result combine(const CombineParams &params, int blocks, int tokens, CUstream_st *stream);
+
+// Pieces of the gathering manager over NCCL; all stream-ordered, rows are [rows] of row_bytes each.
+struct GatherIds {
+    const void *ids;              // the caller's [tokens, top_k]
+    int32_t ids_bytes;
+    int32_t tokens;
+    const int32_t *tokens_device;
+    int32_t padded;               // rows to write
+    int32_t top_k;
+    int32_t *out_ids;             // [padded, top_k]; rows beyond the tokens are -1
+    int32_t *out_tokens;          // [1]
+};
+Result gather_ids(const GatherIds &params, CUstream_st *stream);
+
+struct MaskIds {
+    int32_t rank, ranks, num_experts, top_k, capacity, invalid_id;
+    const int32_t *tokens;        // [ranks]
+    int32_t *ids;                 // [ranks, capacity, top_k]: in place
+    uint8_t *local;               // [ranks, capacity]: 1 when a row has an expert here
+};
+Result mask_ids(const MaskIds &params, CUstream_st *stream);
+
+struct CopyRows {
+    const unsigned char *source;
+    uint64_t source_stride;
+    unsigned char *target;
+    uint64_t target_stride;
+    uint64_t row_bytes;
+    int64_t rows;
+    const int32_t *rows_device;   // nullptr, or a bound on rows read on the device
+    const uint8_t *keep;          // nullptr, or [rows]: rows with 0 are written as zeros
+    const int32_t *group_counts;  // nullptr, or rows come in groups of group_rows, of which the first group_counts[g] are copied
+    int64_t group_rows;
+};
+Result copy_rows(const CopyRows &params, CUstream_st *stream);
+
+}  // namespace cuda
+
+}  // namespace moelink::kernels

@@ -1,0 +1,87 @@
+// Pieces of the gathering manager around NCCL's collectives: padding, masking and moving rows.
+#include "common/rows.cuh"
+
+#include <algorithm>
+
+namespace moelink::kernels::cuda {
+
+namespace {
+
+constexpr int small_threads = 256;
+
+__global__ void gather_ids_kernel(const GatherIds params) {
+    int32_t tokens = params.tokens;
+    if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
+    const int64_t total = int64_t{params.padded} * params.top_k;
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < total; i += int64_t{gridDim.x} * blockDim.x) {
+        int64_t id = -1;
+        if (i < int64_t{tokens} * params.top_k) {
+            id = params.ids_bytes == 8 ? static_cast<const int64_t *>(params.ids)[i] : static_cast<const int32_t *>(params.ids)[i];
+        }
+        params.out_ids[i] = id < 0 || id > INT32_MAX ? -1 : static_cast<int32_t>(id);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) *params.out_tokens = tokens;
+}
+
+__global__ void mask_ids_kernel(const MaskIds params) {
+    const ExpertRanks owners(params.num_experts, params.ranks);
+    const int64_t rows = int64_t{params.ranks} * params.capacity;
+    for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < rows; row += int64_t{gridDim.x} * blockDim.x) {
+        const bool used = row % params.capacity < params.tokens[row / params.capacity];
+        bool local = false;
+        for (int k = 0; k < params.top_k; ++k) {
+            int32_t &id = params.ids[row * params.top_k + k];
+            const bool here = used && owners.rank_of(id) == params.rank;
+            local = local || here;
+            if (!here) id = params.invalid_id;
+        }
+        params.local[row] = local ? 1 : 0;
+    }
+}
+
+__global__ void __launch_bounds__(block_threads, 1) copy_rows_kernel(const CopyRows params, int32_t width) {
+    int64_t rows = params.rows;
+    if (params.rows_device != nullptr) rows = max(int64_t{0}, min(rows, int64_t{*params.rows_device}));
+    const Teams teams((rows + gridDim.x - 1) / gridDim.x);
+    for (int64_t row = int64_t{blockIdx.x} * teams.count + teams.team; row < rows; row += int64_t{gridDim.x} * teams.count) {
+        if (params.group_counts != nullptr && row % params.group_rows >= params.group_counts[row / params.group_rows]) continue;
+        unsigned char *to = params.target + static_cast<uint64_t>(row) * params.target_stride;
+        if (params.keep == nullptr || params.keep[row] != 0) {
+            copy_row(teams, params.source + static_cast<uint64_t>(row) * params.source_stride, to, params.row_bytes, width);
+        } else {
+            for (uint64_t i = static_cast<uint64_t>(teams.lane); i < params.row_bytes; i += static_cast<uint64_t>(teams.width)) to[i] = 0;
+        }
+    }
+}
+
+unsigned grid_for(int64_t items, int each) { return static_cast<unsigned>(std::clamp<int64_t>((items + each - 1) / each, 1, 128)); }
+
+}  // namespace
+
+Result load_gather() {
+    for (const void *kernel : {reinterpret_cast<const void *>(&gather_ids_kernel), reinterpret_cast<const void *>(&mask_ids_kernel),
+                               reinterpret_cast<const void *>(&copy_rows_kernel)}) {
+        cudaFuncAttributes attributes;
+        if (cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+}
+
+Result gather_ids(const GatherIds &params, CUstream_st *stream) {
+    gather_ids_kernel<<<grid_for(int64_t{params.padded} * params.top_k, small_threads), small_threads, 0, stream>>>(params);
+    return cudaGetLastError();
+}
+
+Result mask_ids(const MaskIds &params, CUstream_st *stream) {
+    mask_ids_kernel<<<grid_for(int64_t{params.ranks} * params.capacity, small_threads), small_threads, 0, stream>>>(params);
+    return cudaGetLastError();
+}
+
+Result copy_rows(const CopyRows &params, CUstream_st *stream) {
+    const int32_t width = access_width(reinterpret_cast<uint64_t>(params.source) | reinterpret_cast<uint64_t>(params.target) |
+                                       params.source_stride | params.target_stride | params.row_bytes);
+    copy_rows_kernel<<<grid_for(params.rows, 1), block_threads, 0, stream>>>(params, width);
+    return cudaGetLastError();
+}
+
+}  // namespace moelink::kernels::cuda

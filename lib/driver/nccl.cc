@@ -1,0 +1,79 @@
+#include "driver/nccl.hpp"
+
+#include "driver/library.hpp"
+
+#include <cstdlib>
+#include <optional>
+
+namespace moelink {
+
+namespace {
+
+// A path that the user names is the only one tried: a wrong one is to be seen, not papered over.
+Library open_library() {
+    const char *path = std::getenv("MOELINK_NCCL_LIBRARY");
+    if (path != nullptr && *path != '\0') return Library({path});
+    return Library({"libnccl.so.2"});
+}
+
+Nccl load() {
+    Library library = open_library();
+    Nccl table;
+    table.file = library.file();
+    library.find(table.version, "ncclGetVersion");
+    library.find(table.unique_id, "ncclGetUniqueId");
+    library.find(table.comm_init_rank_config, "ncclCommInitRankConfig");
+    library.find(table.comm_destroy, "ncclCommDestroy");
+    library.find(table.comm_abort, "ncclCommAbort");
+    library.find(table.comm_async_error, "ncclCommGetAsyncError");
+    library.find(table.all_gather, "ncclAllGather");
+    library.find(table.reduce_scatter, "ncclReduceScatter");
+    library.find(table.broadcast, "ncclBroadcast");
+    library.find(table.reduce, "ncclReduce");
+    library.find(table.send, "ncclSend");
+    library.find(table.recv, "ncclRecv");
+    library.find(table.group_start, "ncclGroupStart");
+    library.find(table.group_end, "ncclGroupEnd");
+    library.find(table.error_string, "ncclGetErrorString");
+    library.find(table.last_error, "ncclGetLastError");
+    return table;
+}
+
+struct Loaded {
+    std::optional<Nccl> table;
+    std::string why;
+};
+
+}  // namespace
+
+const Nccl &nccl() {
+    static const Loaded *value = [] {
+        auto *result = new Loaded;
+        try {
+            result->table = load();
+        } catch (const Error &error) {
+            result->why = error.text();
+        }
+        return result;
+    }();
+    if (!value->table) fail(MOELINK_ERR_NO_DRIVER, "{}", value->why);
+    return *value->table;
+}
+
+std::string nccl_version() {
+    int code = 0;
+    check_nccl(nccl().version(&code), "ncclGetVersion");
+    if (code < 10000) return fmt::format("{}.{}.{}", code / 1000, code / 100 % 10, code % 100);  // until 2.8
+    return fmt::format("{}.{}.{}", code / 10000, code / 100 % 100, code % 100);
+}
+
+void check_nccl(NcclResult result, const char *what, NcclComm comm) {
+    if (result == nccl_success || result == nccl_in_progress) return;
+    moelink_status status = MOELINK_ERR_INTERNAL;
+    if (result == nccl_unhandled_cuda_error) status = MOELINK_ERR_DEVICE;
+    if (result == nccl_remote_error) status = MOELINK_ERR_PEER_EXITED;
+    const char *more = nccl().last_error(comm);
+    fail(status, "{}: {}{}{}", what, nccl().error_string(result), more != nullptr && *more != '\0' ? "; " : "", more != nullptr ? more : "");
+}
+
+}  // namespace moelink

@@ -1,0 +1,291 @@
+#include "group/socket_transport.hpp"
+
+#include "base/log.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace moelink {
+
+namespace {
+
+// Children of a rank: shallow enough for 1,024 ranks in five steps, few enough descriptors.
+constexpr int branches = 4;
+
+// A rank whose deadline has passed asks rank 0 for the verdict, which names the missing ranks; it waits this long for it.
+constexpr std::chrono::seconds verdict_patience{1};
+
+enum FrameType : uint32_t {
+    frame_call = 1,
+    frame_give_up = 2,
+    frame_decision = 3,
+    frame_fault = 4,
+};
+
+struct GiveUp {
+    uint64_t seq;
+    uint64_t waited_ns;
+    int32_t rank;
+    uint32_t reserved;
+};
+
+// The text follows.
+struct FaultHead {
+    int32_t status;
+    uint32_t reserved;
+};
+
+template <class Head>
+std::shared_ptr<Bytes> make_frame(const Head &head, const void *data, size_t bytes) {
+    auto frame = std::make_shared<Bytes>(sizeof head + bytes);
+    std::memcpy(frame->data(), &head, sizeof head);
+    if (bytes != 0) std::memcpy(frame->data() + sizeof head, data, bytes);
+    return frame;
+}
+
+template <class Head>
+bool read_head(const Bytes &frame, Head &head) {
+    if (frame.size() < sizeof head) return false;
+    std::memcpy(&head, frame.data(), sizeof head);
+    return true;
+}
+
+SharedBytes share(Bytes &&frame) { return std::make_shared<Bytes>(std::move(frame)); }
+
+}  // namespace
+
+std::unique_ptr<Transport> SocketTransport::open(Plan plan, const Deadline &deadline) {
+    auto transport = std::make_unique<SocketTransport>(std::move(plan));
+    transport->connect(deadline);
+    transport->call(op_open, 0, 0, nullptr, 0, deadline);
+    return transport;
+}
+
+SocketTransport::SocketTransport(Plan plan) : plan_(std::move(plan)), round_(static_cast<int>(plan_.endpoints.size())) {
+    plan_.hub->run([this] {
+        plan_.hub->expect(plan_.session,
+                          [this](std::shared_ptr<Link> link, const Hello &hello) { attach_child(std::move(link), hello); });
+    });
+}
+
+SocketTransport::~SocketTransport() {
+    plan_.hub->run([this] { detach(); });
+}
+
+int SocketTransport::parent() const { return (plan_.rank - 1) / branches; }
+
+bool SocketTransport::is_child(int rank) const { return rank > 0 && rank < size() && (rank - 1) / branches == plan_.rank; }
+
+void SocketTransport::connect(const Deadline &deadline) {
+    if (plan_.rank == 0) return;
+    DialTarget target{fmt::format("rank {}", parent()),
+                      candidates(plan_.endpoints[static_cast<size_t>(parent())]),
+                      plan_.secret,
+                      purpose_tree,
+                      plan_.session,
+                      plan_.rank,
+                      parent()};
+    auto link = plan_.hub->dial(std::move(target), deadline);
+    plan_.hub->run([this, link] { attach_parent(link); });
+}
+
+void SocketTransport::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) {
+    Decision result = call(op_allgather, bytes, 0, mine, bytes, deadline);
+    if (result.bytes() != 0) std::memcpy(all, result.data(), result.bytes());
+}
+
+void SocketTransport::broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline) {
+    bool mine = plan_.rank == root;
+    Decision result = call(op_broadcast, bytes, root, data, mine ? bytes : 0, deadline);
+    if (!mine && bytes != 0) std::memcpy(data, result.data(), bytes);
+}
+
+void SocketTransport::finalize(const Deadline &deadline) { call(op_finalize, 0, 0, nullptr, 0, deadline); }
+
+void SocketTransport::abort() noexcept {
+    try {
+        std::string text = fmt::format("rank {} aborted the group", plan_.rank);
+        note_fault(MOELINK_ERR_ABORTED, text);
+        plan_.hub->post([this, text] { end(MOELINK_ERR_ABORTED, text, nullptr); });
+    } catch (const std::exception &error) {
+        log(MOELINK_LOG_ERROR, "the abort of the group did not reach the other ranks: {}", error.what());
+    }
+}
+
+moelink_status SocketTransport::fault(std::string *text) const noexcept {
+    std::lock_guard lock(mutex_);
+    if (text != nullptr) *text = fault_text_;
+    return fault_;
+}
+
+std::unique_ptr<Transport> SocketTransport::split(const std::vector<int> &members, const Deadline &deadline) {
+    struct {
+        Session session;
+        uint64_t number;
+    } origin{plan_.session, splits_++};
+    Bytes name(sizeof origin + members.size() * sizeof(int));
+    std::memcpy(name.data(), &origin, sizeof origin);
+    std::memcpy(name.data() + sizeof origin, members.data(), members.size() * sizeof(int));
+
+    Plan plan{plan_.hub, plan_.secret, derive_session(plan_.secret, name.data(), name.size()), 0, {}};
+    for (size_t i = 0; i < members.size(); ++i) {
+        if (members[i] == plan_.rank) plan.rank = static_cast<int>(i);
+        plan.endpoints.push_back(plan_.endpoints[static_cast<size_t>(members[i])]);
+    }
+    return open(std::move(plan), deadline);
+}
+
+Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void *data, uint64_t data_bytes,
+                               const Deadline &deadline) {
+    auto started = Deadline::clock::now();
+    {
+        std::lock_guard lock(mutex_);
+        if (fault_ != MOELINK_OK) throw Error(fault_, fault_text_);
+    }
+    Call mine{next_, bytes, op, plan_.rank, root, 0};
+    auto frame = make_frame(mine, data, data_bytes);
+    uint64_t seq = next_++;
+    plan_.hub->post([this, frame = std::move(frame)]() mutable { on_call(std::move(*frame)); });
+
+    std::unique_lock lock(mutex_);
+    auto over = [&] { return decisions_.count(seq) != 0 || fault_ != MOELINK_OK; };
+    if (!changed_.wait_until(lock, deadline.at(), over)) {
+        auto waited = std::chrono::nanoseconds(Deadline::clock::now() - started).count();
+        plan_.hub->post([this, seq, waited] {
+            on_give_up(std::move(*make_frame(GiveUp{seq, static_cast<uint64_t>(waited), plan_.rank, 0}, nullptr, 0)));
+        });
+        if (!changed_.wait_until(lock, Deadline::clock::now() + verdict_patience, over)) {
+            lock.unlock();
+            std::vector<int> path;
+            for (int rank = plan_.rank; rank != 0; rank = (rank - 1) / branches) path.insert(path.begin(), (rank - 1) / branches);
+            std::string text = fmt::format("{}: waited {:.3f} s; missing is rank {}{}", call_text(mine),
+                                           static_cast<double>(waited) * 1e-9, ranks_text(path),
+                                           path.size() > 1 ? " (one of these, on the way to rank 0, does not answer)" : ", which does not answer");
+            // Without a verdict this rank does not know the round's outcome, so it cannot go on with the others.
+            plan_.hub->run([this, &text] { end(MOELINK_ERR_PEER_UNREACHABLE, text, nullptr); });
+            fail(MOELINK_ERR_TIMEOUT, "{}", text);
+        }
+    }
+    auto found = decisions_.find(seq);
+    if (found == decisions_.end()) throw Error(fault_, fault_text_);
+    Decision decision = std::move(found->second);
+    decisions_.erase(found);
+    lock.unlock();
+    if (decision.head().status != MOELINK_OK) throw Error(decision.head().status, decision.text());
+    return decision;
+}
+
+void SocketTransport::attach_child(std::shared_ptr<Link> link, const Hello &hello) {
+    if (hello.purpose != purpose_tree || hello.to != plan_.rank || !is_child(hello.from) || children_.count(hello.from) != 0) {
+        log(MOELINK_LOG_WARN, "rank {}: a connection from rank {} to rank {} does not belong here", plan_.rank, hello.from, hello.to);
+        return link->close();
+    }
+    children_[hello.from] = link;
+    link->start(this);
+    std::string text;
+    moelink_status status = fault(&text);
+    if (status != MOELINK_OK) link->send(frame_fault, make_frame(FaultHead{status, 0}, text.data(), text.size()));
+}
+
+void SocketTransport::attach_parent(std::shared_ptr<Link> link) {
+    parent_ = std::move(link);
+    parent_->start(this);
+    for (auto &[type, frame] : std::exchange(waiting_for_parent_, {})) parent_->send(type, std::move(frame));
+}
+
+void SocketTransport::on_frame(Link &link, uint32_t type, Bytes payload) {
+    bool from_parent = &link == parent_.get();
+    if (type == frame_fault) return on_fault(payload, &link);
+    if (type == frame_call && !from_parent) return on_call(std::move(payload));
+    if (type == frame_give_up && !from_parent) return on_give_up(std::move(payload));
+    if (type == frame_decision && from_parent && payload.size() >= sizeof(Decision::Head)) {
+        return on_decision(Decision(share(std::move(payload))));
+    }
+    end(MOELINK_ERR_PROTOCOL, fmt::format("rank {} sent rank {} a frame of type {} that does not belong there", link.peer(), plan_.rank, type),
+        nullptr);
+}
+
+void SocketTransport::on_call(Bytes frame) {
+    if (plan_.rank != 0) return up(frame_call, share(std::move(frame)));
+    Call call;
+    if (!read_head(frame, call) || !Round::well_formed(call, frame.size() - sizeof call, size())) {
+        return end(MOELINK_ERR_PROTOCOL, "rank 0 received a call that is not well formed", nullptr);
+    }
+    if (auto decision = round_.add(call, frame.data() + sizeof call)) on_decision(*decision);
+}
+
+void SocketTransport::on_give_up(Bytes frame) {
+    if (plan_.rank != 0) return up(frame_give_up, share(std::move(frame)));
+    GiveUp late;
+    if (!read_head(frame, late)) return end(MOELINK_ERR_PROTOCOL, "rank 0 received a message that is not well formed", nullptr);
+    if (auto decision = round_.give_up(late.seq, late.rank, late.waited_ns)) on_decision(*decision);
+}
+
+// First on, then to this rank: once a rank has its outcome, those below have been served too.
+void SocketTransport::on_decision(const Decision &decision) {
+    down(frame_decision, decision.frame());
+    auto head = decision.head();
+    if (head.op == op_finalize && head.status == MOELINK_OK) finalized_ = true;
+    std::lock_guard lock(mutex_);
+    over_ = finalized_;
+    decisions_.emplace(head.seq, decision);
+    changed_.notify_all();
+}
+
+void SocketTransport::on_fault(const Bytes &frame, const Link *from) {
+    FaultHead head;
+    if (!read_head(frame, head) || head.status >= MOELINK_OK) return end(MOELINK_ERR_PROTOCOL, "a fault was not well formed", from);
+    end(head.status, std::string(frame.begin() + sizeof head, frame.end()), from);
+}
+
+void SocketTransport::on_lost(Link &link, moelink_status status, const std::string &text) {
+    int peer = link.peer();
+    auto keep = link.shared_from_this();
+    if (&link == parent_.get()) {
+        parent_.reset();
+    } else {
+        children_.erase(peer);
+    }
+    if (finalized_) return;
+    std::string full = status == MOELINK_ERR_PEER_EXITED ? fmt::format("rank {} exited without finalize", peer)
+                                                         : fmt::format("rank {} is lost to rank {}: {}", peer, plan_.rank, text);
+    end(status, full, nullptr);
+}
+
+void SocketTransport::up(uint32_t type, SharedBytes frame) {
+    if (parent_) return parent_->send(type, std::move(frame));
+    if (!flooded_) waiting_for_parent_.emplace_back(type, std::move(frame));
+}
+
+void SocketTransport::down(uint32_t type, const SharedBytes &frame) {
+    for (auto &[rank, link] : children_) link->send(type, frame);
+}
+
+// The first fault ends the group here, and is told to all neighbours but the one it came from.
+void SocketTransport::end(moelink_status status, const std::string &text, const Link *from) {
+    if (finalized_ || std::exchange(flooded_, true)) return;
+    note_fault(status, text);
+    SharedBytes frame = make_frame(FaultHead{status, 0}, text.data(), text.size());
+    waiting_for_parent_.clear();
+    if (parent_ && parent_.get() != from) parent_->send(frame_fault, frame);
+    for (auto &[rank, link] : children_) {
+        if (link.get() != from) link->send(frame_fault, frame);
+    }
+}
+
+void SocketTransport::note_fault(moelink_status status, const std::string &text) {
+    std::lock_guard lock(mutex_);
+    if (fault_ != MOELINK_OK || over_) return;
+    fault_ = status;
+    fault_text_ = text;
+    changed_.notify_all();
+}
+
+void SocketTransport::detach() {
+    plan_.hub->forget(plan_.session);
+    if (parent_) plan_.hub->finish(std::exchange(parent_, nullptr));
+    for (auto &[rank, link] : children_) plan_.hub->finish(link);
+    children_.clear();
+}
+
+}  // namespace moelink

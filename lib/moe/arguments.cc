@@ -1,0 +1,130 @@
+#include "moe/arguments.hpp"
+
+#include "base/params.hpp"
+
+namespace moelink {
+
+namespace {
+
+void check_slot(int32_t slot, const Config &config) {
+    if (slot < 0 || slot >= config.slots) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "slot is {}; the workspace has {} (0 to {})", slot, config.slots, config.slots - 1);
+    }
+}
+
+void check_flags(uint32_t flags) {
+    if (flags != 0) fail(MOELINK_ERR_UNSUPPORTED, "flags has bits that this library does not know: {:#x}", flags);
+}
+
+// Rows of a caller, with the stride filled in.
+moelink_rows read_rows(const moelink_rows &rows, const char *name) {
+    moelink_rows result = rows;
+    if (result.row_stride == 0) result.row_stride = result.row_bytes;
+    if (result.row_stride < result.row_bytes) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.row_stride is {}, less than its row_bytes {}", name, rows.row_stride, rows.row_bytes);
+    }
+    if (result.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.reserved is {}, must be 0", name, rows.reserved);
+    return result;
+}
+
+uint64_t value_bytes(int32_t dtype) {
+    switch (dtype) {
+        case MOELINK_DTYPE_F32: return 4;
+        case MOELINK_DTYPE_F16:
+        case MOELINK_DTYPE_BF16: return 2;
+        default: return 0;
+    }
+}
+
+}  // namespace
+
+DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &config) {
+    moelink_dispatch_args defaults = MOELINK_DISPATCH_ARGS_INIT;
+    DispatchCall call;
+    call.args = read_params(given, defaults, "args");
+    const moelink_dispatch_args &args = call.args;
+    check_slot(args.slot, config);
+    check_flags(args.flags);
+    if (args.layout != MOELINK_LAYOUT_RANK_MAJOR) {
+        fail(MOELINK_ERR_UNSUPPORTED, "layout is {}; this version has MOELINK_LAYOUT_RANK_MAJOR (0) only", args.layout);
+    }
+    if (args.num_tokens < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {}", args.num_tokens);
+    if (args.num_tokens > config.max_tokens) {
+        fail(MOELINK_ERR_TOO_SMALL, "num_tokens is {} and the workspace holds max_tokens {}; ensure or reinit with more", args.num_tokens,
+             config.max_tokens);
+    }
+    if (args.topk_ids_dtype != MOELINK_DTYPE_I32 && args.topk_ids_dtype != MOELINK_DTYPE_I64) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids_dtype is {}, must be MOELINK_DTYPE_I32 or MOELINK_DTYPE_I64", args.topk_ids_dtype);
+    }
+    if (args.topk_ids == nullptr && args.num_tokens > 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids is NULL with {} tokens", args.num_tokens);
+    if (args.payload_count < 0 || args.payload_count > static_cast<int32_t>(config.payload_row_bytes.size())) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "payload_count is {}; the workspace was made for {}", args.payload_count,
+             config.payload_row_bytes.size());
+    }
+    if (args.payload_count > 0 && args.payloads == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads is NULL");
+    call.payload_count = args.payload_count;
+    for (int32_t i = 0; i < args.payload_count; ++i) {
+        const auto index = static_cast<size_t>(i);
+        moelink_rows rows = read_rows(args.payloads[i], "payloads[i]");
+        if (rows.data == nullptr && args.num_tokens > 0) rows.row_bytes = 0;
+        if (rows.data != nullptr && rows.row_bytes == 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[{}].row_bytes is 0", i);
+        if (rows.row_bytes > config.payload_row_bytes[index]) {
+            fail(MOELINK_ERR_TOO_SMALL, "payloads[{}].row_bytes is {} and the workspace holds {}; ensure or reinit with more", i, rows.row_bytes,
+                 config.payload_row_bytes[index]);
+        }
+        call.payloads[index] = rows;
+        if (args.outputs != nullptr && args.outputs[i].data != nullptr) {
+            moelink_rows output = args.outputs[i];
+            if (output.row_bytes == 0) output.row_bytes = rows.row_bytes;
+            output = read_rows(output, "outputs[i]");
+            if (output.row_bytes < rows.row_bytes) {
+                fail(MOELINK_ERR_TOO_SMALL, "outputs[{}].row_bytes is {}, less than the payload's {}", i, output.row_bytes, rows.row_bytes);
+            }
+            call.outputs[index] = output;
+        }
+    }
+    return call;
+}
+
+CombineCall read_combine(const moelink_combine_args *given, const Config &config) {
+    moelink_combine_args defaults = MOELINK_COMBINE_ARGS_INIT;
+    moelink_combine_args args = read_params(given, defaults, "args");
+    check_slot(args.slot, config);
+    check_flags(args.flags);
+    if (args.mode != MOELINK_COMBINE_SUM && args.mode != MOELINK_COMBINE_WEIGHTED) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "mode is {}, must be MOELINK_COMBINE_SUM or MOELINK_COMBINE_WEIGHTED", args.mode);
+    }
+    CombineCall call;
+    call.slot = args.slot;
+    call.weighted = args.mode == MOELINK_COMBINE_WEIGHTED;
+    call.input = read_rows(args.input, "input");
+    call.output = read_rows(args.output, "output");
+    uint64_t size = value_bytes(call.input.dtype);
+    if (size == 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "input.dtype is {}, must be MOELINK_DTYPE_F32, _F16 or _BF16", call.input.dtype);
+    }
+    if (call.output.dtype != call.input.dtype) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "output.dtype is {} and input.dtype {}; they must be equal", call.output.dtype, call.input.dtype);
+    }
+    if (call.input.row_bytes == 0 || call.input.row_bytes % size != 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "input.row_bytes is {}, must be a multiple of {} above 0", call.input.row_bytes, size);
+    }
+    if (call.output.row_bytes != call.input.row_bytes) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "output.row_bytes is {} and input.row_bytes {}; they must be equal", call.output.row_bytes,
+             call.input.row_bytes);
+    }
+    for (const moelink_rows *rows : {&call.input, &call.output}) {
+        if ((reinterpret_cast<uint64_t>(rows->data) | rows->row_stride) % size != 0) {
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "{} has an address or stride that is no multiple of its values' {} bytes",
+                 rows == &call.input ? "input" : "output", size);
+        }
+    }
+    if (call.input.row_bytes > config.combine_row_bytes) {
+        fail(MOELINK_ERR_TOO_SMALL, "input.row_bytes is {} and the workspace holds combine_row_bytes {}; ensure or reinit with more",
+             call.input.row_bytes, config.combine_row_bytes);
+    }
+    if (call.input.data == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "input.data is NULL");
+    return call;
+}
+
+}  // namespace moelink

@@ -1,0 +1,86 @@
+// One kind of manager: a file that implements Backend and one row in the table of kinds.
+#pragma once
+
+#include "moe/config.hpp"
+#include "moe/device_memory.hpp"
+
+#include <moelink/moe.h>
+
+#include <array>
+#include <memory>
+#include <string>
+
+namespace moelink {
+
+// A dispatch after its checks. Payloads and outputs are normalised: strides set, row_bytes 0 when not sent.
+struct DispatchCall {
+    moelink_dispatch_args args{};
+    int32_t payload_count = 0;
+    std::array<moelink_rows, MOELINK_MAX_PAYLOADS> payloads{};
+    std::array<moelink_rows, MOELINK_MAX_PAYLOADS> outputs{};  // data NULL: a view
+};
+
+struct CombineCall {
+    int32_t slot = 0;
+    bool weighted = false;
+    int32_t num_tokens = 0;  // bound of the slot's last dispatch
+    moelink_rows input{};
+    moelink_rows output{};
+};
+
+// Where a dispatch of one slot puts what it receives.
+struct Received {
+    std::array<moelink_rows, MOELINK_MAX_PAYLOADS> payloads{};
+    int32_t *topk_ids = nullptr;
+    float *topk_weights = nullptr;
+    const int32_t *recv_counts = nullptr;
+};
+
+// A workspace and what runs over it. Made collectively; a constructor throws alike on all ranks. Calls throw Error: below
+// -100 or DEVICE means that the round is lost and the manager faulted.
+class Backend {
+public:
+    virtual ~Backend() = default;
+    virtual moelink_manager_sizes sizes() const = 0;
+    virtual Received dispatch(const DispatchCall &call, moelink_stream stream) = 0;
+    virtual void combine(const CombineCall &call, moelink_stream stream) = 0;
+    // Collective; the device is idle on every rank.
+    virtual void abandon(int32_t slot, const Deadline &deadline) = 0;
+};
+
+struct BackendParams {
+    Ref<Group> group;
+    Device device;
+    Config config;
+    Faults &faults;
+    uint64_t generation;
+};
+
+struct ManagerKind {
+    int32_t kind;
+    const char *name;
+    const char *what;  // one line: what it is and needs
+    // OK, or why not on this machine.
+    moelink_status (*available)(int32_t device, std::string *why);
+    // Throws what would keep a group from using the config.
+    moelink_manager_sizes (*query)(const Group &group, const Config &config);
+    std::unique_ptr<Backend> (*make)(const BackendParams &params);
+};
+
+// NULL when there is none.
+const ManagerKind *find_kind(int32_t kind);
+
+// The rows of the table.
+extern const ManagerKind one_sided_kind;
+extern const ManagerKind allgather_reducescatter_kind;
+extern const ManagerKind reference_kind;
+
+// Throws the status with the text of a CUDA launch that failed.
+void check_launch(kernels::cuda::Result result, const char *what);
+
+// [ranks * capacity] rows of the largest form of a payload.
+inline moelink_rows dense_rows(void *data, const moelink_rows &like) {
+    return moelink_rows{data, like.row_bytes, like.row_bytes, like.dtype, 0};
+}
+
+}  // namespace moelink

@@ -1,0 +1,252 @@
+#include "moe/device_memory.hpp"
+
+#include "driver/cuda.hpp"
+#include "driver/device.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace moelink {
+
+#if MOELINK_CUDA
+
+namespace {
+
+CUdeviceptr address(const void *pointer) { return reinterpret_cast<CUdeviceptr>(pointer); }
+CUstream native(moelink_stream stream) { return stream; }
+
+}  // namespace
+
+Device::Device(const Group &group) {
+    if (group.on_cuda()) context_ = std::make_shared<PrimaryContext>(group.ordinal());
+}
+
+DeviceGuard::DeviceGuard(const Device &device) {
+    if (!device.on_cuda()) return;
+    CUcontext current = nullptr;
+    check(cuda().ctx_current(&current), "cuCtxGetCurrent");
+    if (current == device.context_->get()) return;
+    check(cuda().ctx_push(device.context_->get()), "cuCtxPushCurrent");
+    pushed_ = true;
+}
+
+DeviceGuard::~DeviceGuard() {
+    CUcontext popped;
+    if (pushed_) cuda().ctx_pop(&popped);
+}
+
+#else
+
+// Never made: a build without CUDA refuses CUDA groups.
+class PrimaryContext {};
+
+Device::Device(const Group &group) {
+    if (group.on_cuda()) fail(MOELINK_ERR_NO_DRIVER, "this library was built without CUDA");
+}
+DeviceGuard::DeviceGuard(const Device &) {}
+DeviceGuard::~DeviceGuard() = default;
+
+#endif
+
+void *Device::allocate(uint64_t bytes) const {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        CUdeviceptr pointer = 0;
+        check(cuda().mem_alloc(&pointer, bytes), "cuMemAlloc");
+        if (CUresult result = cuda().memset_d8(pointer, 0, bytes); result != CUDA_SUCCESS) {
+            cuda().mem_free(pointer);
+            check(result, "cuMemsetD8");
+        }
+        return reinterpret_cast<void *>(pointer);
+    }
+#endif
+    void *pointer = nullptr;
+    if (posix_memalign(&pointer, 128, bytes) != 0) fail(MOELINK_ERR_OUT_OF_MEMORY, "{} bytes of host memory", bytes);
+    std::memset(pointer, 0, bytes);
+    return pointer;
+}
+
+void Device::release(void *pointer) const noexcept {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        try {
+            DeviceGuard guard(*this);
+            cuda().mem_free(address(pointer));
+        } catch (const Error &) {  // the context is gone, and the memory with it
+        }
+        return;
+    }
+#endif
+    std::free(pointer);
+}
+
+void *Device::allocate_pinned(uint64_t bytes, void **device_address) const {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        void *pointer = nullptr;
+        check(cuda().host_alloc(&pointer, bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP), "cuMemHostAlloc");
+        std::memset(pointer, 0, bytes);
+        CUdeviceptr device = 0;
+        if (CUresult result = cuda().host_device_pointer(&device, pointer, 0); result != CUDA_SUCCESS) {
+            cuda().host_free(pointer);
+            check(result, "cuMemHostGetDevicePointer");
+        }
+        *device_address = reinterpret_cast<void *>(device);
+        return pointer;
+    }
+#endif
+    return *device_address = allocate(bytes);
+}
+
+void Device::release_pinned(void *pointer) const noexcept {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        try {
+            DeviceGuard guard(*this);
+            cuda().host_free(pointer);
+        } catch (const Error &) {
+        }
+        return;
+    }
+#endif
+    std::free(pointer);
+}
+
+void Device::read(void *host, const void *device, uint64_t bytes) const {
+    if (bytes == 0) return;
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        check(cuda().copy_to_host(host, address(device), bytes), "cuMemcpyDtoH");
+        return;
+    }
+#endif
+    std::memcpy(host, device, bytes);
+}
+
+void Device::write(void *device, const void *host, uint64_t bytes) const {
+    if (bytes == 0) return;
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        check(cuda().copy_to_device(address(device), host, bytes), "cuMemcpyHtoD");
+        return;
+    }
+#endif
+    std::memcpy(device, host, bytes);
+}
+
+void Device::clear(void *device, uint64_t bytes) const {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        check(cuda().memset_d8(address(device), 0, bytes), "cuMemsetD8");
+        check(cuda().stream_synchronize(nullptr), "cuStreamSynchronize");
+        return;
+    }
+#endif
+    std::memset(device, 0, bytes);
+}
+
+void Device::synchronize([[maybe_unused]] moelink_stream stream) const {
+#if MOELINK_CUDA
+    if (!on_cuda()) return;
+    DeviceGuard guard(*this);
+    check(cuda().stream_synchronize(native(stream)), "cuStreamSynchronize");
+#endif
+}
+
+void Device::synchronize_all() const {
+#if MOELINK_CUDA
+    if (!on_cuda()) return;
+    DeviceGuard guard(*this);
+    check(cuda().ctx_synchronize(), "cuCtxSynchronize");
+#endif
+}
+
+bool Device::capturing([[maybe_unused]] moelink_stream stream) const {
+#if MOELINK_CUDA
+    // The legacy default stream cannot be captured, and to ask it while another stream is captured would end that capture.
+    if (on_cuda() && stream != nullptr) {
+        DeviceGuard guard(*this);
+        CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+        check(cuda().stream_is_capturing(native(stream), &status), "cuStreamIsCapturing");
+        return status != CU_STREAM_CAPTURE_STATUS_NONE;
+    }
+#endif
+    return false;
+}
+
+int Device::multiprocessors() const {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        int count = 0;
+        check(cuda().device_attribute(&count, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, context_->device()), "cuDeviceGetAttribute");
+        return count;
+    }
+#endif
+    return 1;
+}
+
+GpuName Device::gpu_name() const {
+    GpuName name{};
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        CUuuid uuid;
+        check(cuda().device_uuid(&uuid, context_->device()), "cuDeviceGetUuid");
+        std::memcpy(name.data(), uuid.bytes, name.size());
+    }
+#endif
+    return name;
+}
+
+moelink_status device_available(int32_t device, std::string *why) {
+    if (device == MOELINK_DEVICE_HOST) return MOELINK_OK;
+#if MOELINK_CUDA
+    try {
+        cuda();
+    } catch (const Error &error) {
+        *why = error.text();
+        return error.status();
+    }
+    if (cuda_device_count_usable() > 0) return MOELINK_OK;
+    *why = "no GPU of compute capability 9.0 or higher";
+    return MOELINK_ERR_UNSUPPORTED;
+#else
+    *why = "this library was built without CUDA";
+    return MOELINK_ERR_NO_DRIVER;
+#endif
+}
+
+Faults::Faults(const Device &device) : device_(device), anchor_(device, sizeof(kernels::Anchor)) {
+    void *view = nullptr;
+    host_view_ = static_cast<kernels::Fault *>(device_.allocate_pinned(sizeof(kernels::Fault), &view));
+    device_view_ = static_cast<kernels::Fault *>(view);
+}
+
+Faults::~Faults() { device_.release_pinned(host_view_); }
+
+kernels::Fault Faults::seen() const {
+    kernels::Fault fault{};
+    fault.code = std::atomic_ref<uint32_t>(host_view_->code).load(std::memory_order_acquire);
+    if (fault.code == kernels::fault_none) return fault;
+    fault.peer = std::atomic_ref<int32_t>(host_view_->peer).load(std::memory_order_relaxed);
+    fault.phase = std::atomic_ref<uint32_t>(host_view_->phase).load(std::memory_order_relaxed);
+    return fault;
+}
+
+bool Faults::take_stale() { return std::atomic_ref<uint32_t>(host_view_->stale).exchange(0, std::memory_order_acq_rel) != 0; }
+
+void Faults::begin(uint64_t generation) {
+    const kernels::Anchor anchor{generation, 0, 0};
+    device_.write(anchor_.as(), &anchor, sizeof anchor);
+    std::atomic_ref<int32_t>(host_view_->peer).store(0, std::memory_order_relaxed);
+    std::atomic_ref<uint32_t>(host_view_->phase).store(0, std::memory_order_relaxed);
+    std::atomic_ref<uint32_t>(host_view_->stale).store(0, std::memory_order_relaxed);
+    std::atomic_ref<uint32_t>(host_view_->code).store(kernels::fault_none, std::memory_order_release);
+}
+
+}  // namespace moelink

@@ -1,0 +1,115 @@
+// Memory of one rank's own device, host or CUDA, behind one interface; and the words that report faults.
+#pragma once
+
+#include "group/group.hpp"
+#include "kernels/launch.hpp"
+
+#include <moelink/base.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+namespace moelink {
+
+class PrimaryContext;
+
+// Tells GPUs apart, also between processes and under CUDA_VISIBLE_DEVICES.
+using GpuName = std::array<char, 16>;
+
+// What a manager does on its rank's device besides launching kernels.
+class Device {
+public:
+    Device() = default;  // the host
+    explicit Device(const Group &group);
+
+    bool on_cuda() const { return context_ != nullptr; }
+
+    // Zeroed memory; throws OUT_OF_MEMORY.
+    void *allocate(uint64_t bytes) const;
+    void release(void *pointer) const noexcept;
+    // Zeroed memory that host and device see; `device_address` is the kernel's view of it.
+    void *allocate_pinned(uint64_t bytes, void **device_address) const;
+    void release_pinned(void *pointer) const noexcept;
+
+    // Host-blocking copies.
+    void read(void *host, const void *device, uint64_t bytes) const;
+    void write(void *device, const void *host, uint64_t bytes) const;
+    void clear(void *device, uint64_t bytes) const;
+    void synchronize(moelink_stream stream) const;
+    void synchronize_all() const;
+    bool capturing(moelink_stream stream) const;
+    int multiprocessors() const;
+    GpuName gpu_name() const;
+
+private:
+    friend class DeviceGuard;
+    std::shared_ptr<PrimaryContext> context_;  // NULL on the host
+};
+
+// Makes the device's context the calling thread's for a scope; nothing on the host.
+class DeviceGuard {
+public:
+    explicit DeviceGuard(const Device &device);
+    ~DeviceGuard();
+    DeviceGuard(const DeviceGuard &) = delete;
+    DeviceGuard &operator=(const DeviceGuard &) = delete;
+
+private:
+    bool pushed_ = false;
+};
+
+// OK when the library can use this kind of device here, else why not.
+moelink_status device_available(int32_t device, std::string *why);
+
+// Owns memory of a device.
+class Buffer {
+public:
+    Buffer() = default;
+    Buffer(const Device &device, uint64_t bytes) : device_(device), pointer_(device.allocate(bytes > 0 ? bytes : 1)) {}
+    Buffer(Buffer &&other) noexcept : device_(other.device_), pointer_(std::exchange(other.pointer_, nullptr)) {}
+    Buffer &operator=(Buffer &&other) noexcept {
+        std::swap(device_, other.device_);
+        std::swap(pointer_, other.pointer_);
+        return *this;
+    }
+    ~Buffer() {
+        if (pointer_ != nullptr) device_.release(pointer_);
+    }
+    template <class T = unsigned char>
+    T *as() const {
+        return static_cast<T *>(pointer_);
+    }
+
+private:
+    Device device_;
+    void *pointer_ = nullptr;
+};
+
+// A manager's fault words. They outlive every workspace, so that a graph captured over an old one finds out in time.
+class Faults {
+public:
+    explicit Faults(const Device &device);
+    ~Faults();
+    Faults(const Faults &) = delete;
+    Faults &operator=(const Faults &) = delete;
+
+    kernels::Anchor *anchor() const { return anchor_.as<kernels::Anchor>(); }
+    kernels::Fault *device_view() const { return device_view_; }
+    // What a kernel has reported so far; any thread, no synchronisation.
+    kernels::Fault seen() const;
+    // True once for each report of a stale graph.
+    bool take_stale();
+    // Starts a generation: kernels of any other report STALE and do nothing. The device must be idle.
+    void begin(uint64_t generation);
+
+private:
+    Device device_;
+    Buffer anchor_;
+    kernels::Fault *host_view_ = nullptr;
+    kernels::Fault *device_view_ = nullptr;
+};
+
+}  // namespace moelink

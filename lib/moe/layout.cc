@@ -1,0 +1,77 @@
+#include "moe/layout.hpp"
+
+#include <algorithm>
+
+namespace moelink {
+
+namespace {
+
+// Hands out parts of a slot, each at a multiple of 128 bytes.
+class Cursor {
+public:
+    uint64_t take(std::initializer_list<uint64_t> factors) {
+        uint64_t bytes = 1;
+        for (uint64_t factor : factors) {
+            if (__builtin_mul_overflow(bytes, factor, &bytes)) too_large();
+        }
+        uint64_t start = at_;
+        if (__builtin_add_overflow(at_, bytes, &at_) || at_ > UINT64_MAX - 127) too_large();
+        at_ = (at_ + 127) / 128 * 128;
+        return start;
+    }
+    uint64_t at() const { return at_; }
+
+private:
+    [[noreturn]] static void too_large() { fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes"); }
+    uint64_t at_ = 0;
+};
+
+}  // namespace
+
+WorkspaceLayout make_layout(const Config &config, int ranks) {
+    using namespace kernels;
+    WorkspaceLayout result;
+    SlotLayout &slot = result.slot;
+    const auto r = static_cast<uint64_t>(ranks);
+    const auto capacity = static_cast<uint64_t>(config.max_tokens);
+    const auto top_k = static_cast<uint64_t>(config.top_k);
+    result.max_distinct = std::min(ranks, config.top_k);
+    const auto distinct = static_cast<uint64_t>(result.max_distinct);
+
+    Cursor cursor;
+    slot.lines = cursor.take({r, sizeof(SourceLine)});
+    slot.state = cursor.take({sizeof(SlotState)});
+    slot.dispatch_base = cursor.take({r, sizeof(uint64_t)});
+    slot.combine_base = cursor.take({r, sizeof(uint64_t)});
+    slot.recv_counts = cursor.take({r, sizeof(int32_t)});
+    slot.send_counts = cursor.take({r, sizeof(int32_t)});
+    slot.filled = cursor.take({r, sizeof(int32_t)});
+    slot.distinct = cursor.take({capacity, sizeof(int32_t)});
+    slot.weight_sums = cursor.take({capacity, distinct, sizeof(float)});
+    slot.origins = cursor.take({r, capacity, sizeof(RowOrigin)});
+    result.control_bytes = cursor.at();
+    slot.ids = cursor.take({r, capacity, top_k, sizeof(int32_t)});
+    slot.weights = cursor.take({r, capacity, top_k, sizeof(float)});
+    for (size_t p = 0; p < config.payload_row_bytes.size(); ++p) slot.planes[p] = cursor.take({r, capacity, config.payload_row_bytes[p]});
+    result.dispatch_bytes = cursor.at() - result.control_bytes;
+    slot.combine = cursor.take({capacity, distinct, config.combine_row_bytes});
+    result.combine_bytes = cursor.at() - result.control_bytes - result.dispatch_bytes;
+    slot.bytes = cursor.at();
+    if (__builtin_mul_overflow(slot.bytes, static_cast<uint64_t>(config.slots), &result.bytes)) {
+        fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes");
+    }
+    return result;
+}
+
+moelink_manager_sizes sizes_from(const WorkspaceLayout &layout, const Config &config) {
+    moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
+    const auto slots = static_cast<uint64_t>(config.slots);
+    sizes.slots_per_rank = config.max_tokens;
+    sizes.workspace_bytes = layout.bytes;
+    sizes.dispatch_bytes = layout.dispatch_bytes * slots;
+    sizes.combine_bytes = layout.combine_bytes * slots;
+    sizes.control_bytes = layout.control_bytes * slots;
+    return sizes;
+}
+
+}  // namespace moelink

@@ -1,0 +1,23 @@
+// Where everything lies in a one-sided workspace; the same arithmetic on every rank.
+#pragma once
+
+#include "kernels/launch.hpp"
+#include "moe/config.hpp"
+
+namespace moelink {
+
+struct WorkspaceLayout {
+    kernels::SlotLayout slot{};
+    int32_t max_distinct = 0;
+    uint64_t control_bytes = 0;   // of one slot
+    uint64_t dispatch_bytes = 0;  // of one slot
+    uint64_t combine_bytes = 0;   // of one slot
+    uint64_t bytes = 0;           // of all slots
+};
+
+// Throws OUT_OF_MEMORY when the sizes do not fit 64 bits.
+WorkspaceLayout make_layout(const Config &config, int ranks);
+
+moelink_manager_sizes sizes_from(const WorkspaceLayout &layout, const Config &config);
+
+}  // namespace moelink

@@ -1,0 +1,236 @@
+#include "moe/manager.hpp"
+
+#include "base/guard.hpp"
+#include "base/log.hpp"
+#include "base/params.hpp"
+#include "moe/arguments.hpp"
+
+#include <cstddef>
+
+namespace moelink {
+
+namespace {
+
+// A round that ranks entered with contradicting shapes is as lost as one that a peer never came to.
+bool loses_round(moelink_status status) { return status <= MOELINK_ERR_TIMEOUT || status == MOELINK_ERR_MISMATCH; }
+
+}  // namespace
+
+Manager::Manager(Ref<Group> group, const ManagerKind &kind)
+    : group_(std::move(group)), kind_(kind), device_(*group_), faults_(device_) {}
+
+Manager::~Manager() { backend_.reset(); }
+
+int32_t Manager::state() const {
+    if (backend_ == nullptr) return MOELINK_STATE_CREATED;
+    {
+        std::lock_guard lock(mutex_);
+        if (fault_ != MOELINK_OK) return MOELINK_STATE_FAULTED;
+    }
+    if (faults_.seen().code != kernels::fault_none) return MOELINK_STATE_FAULTED;
+    for (const Slot &slot : slots_) {
+        if (slot.dispatched) return MOELINK_STATE_DISPATCHED;
+    }
+    return MOELINK_STATE_READY;
+}
+
+moelink_manager_sizes Manager::sizes() const {
+    if (backend_ == nullptr) return MOELINK_MANAGER_SIZES_INIT;
+    return backend_->sizes();
+}
+
+void Manager::init(const moelink_manager_config *given) {
+    if (backend_ != nullptr) {
+        fail(MOELINK_ERR_INVALID_STATE, "the manager is initialised already; use ensure to grow it, reinit to replace its workspace");
+    }
+    reinit(given);
+}
+
+void Manager::ensure(const moelink_manager_config *given) {
+    if (backend_ == nullptr) return reinit(given);
+    Config want = read_config(given, *group_);
+    Config both = unite(config_, want);
+    if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", error());
+    if (covers(config_, want)) return;
+    if (want.flags & MOELINK_MANAGER_F_NO_GROW) {
+        fail(MOELINK_ERR_INVALID_STATE, "the workspace (max_tokens {}, slots {}, combine_row_bytes {}) does not cover the config (max_tokens {}, slots {}, combine_row_bytes {}) and NO_GROW is set",
+             config_.max_tokens, config_.slots, config_.combine_row_bytes, want.max_tokens, want.slots, want.combine_row_bytes);
+    }
+    moelink_status status = MOELINK_OK;
+    std::string text;
+    if (state() == MOELINK_STATE_DISPATCHED) {
+        status = MOELINK_ERR_INVALID_STATE;
+        text = "a slot is dispatched and not combined; combine or abandon it before the workspace grows";
+    }
+    replace(both, status, text);
+}
+
+void Manager::reinit(const moelink_manager_config *given) {
+    moelink_status status = MOELINK_OK;
+    std::string text;
+    Config mine;
+    try {
+        mine = read_config(given, *group_);
+    } catch (const Error &error) {  // the peers must hear of it, or they would wait for nothing
+        status = error.status();
+        text = error.text();
+    }
+    replace(mine, status, text);
+}
+
+void Manager::replace(const Config &mine, moelink_status failed, const std::string &text) {
+    const Deadline deadline = group_->deadline();
+    Config config = agree_on(*group_, mine, failed, text, deadline);
+    device_.synchronize_all();
+    // From here on every step that can fail on one rank only ends in an agreement of its own.
+    std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, faults_, generation_ + 1});
+    group_->barrier(deadline);  // no peer may still be sending into the old workspace, none may send into the new one too early
+    faults_.begin(generation_ + 1);
+    ++generation_;
+    backend_ = std::move(fresh);
+    config_ = std::move(config);
+    slots_.assign(static_cast<size_t>(config_.slots), Slot{});
+    std::lock_guard lock(mutex_);
+    fault_ = MOELINK_OK;
+}
+
+void Manager::cleanup() {
+    if (backend_ == nullptr) return;
+    try {
+        device_.synchronize_all();
+    } catch (const Error &error) {
+        log(MOELINK_LOG_WARN, "cleanup: {}", error.text());
+    }
+    backend_.reset();
+    slots_.clear();
+    faults_.begin(0);
+    std::lock_guard lock(mutex_);
+    fault_ = MOELINK_OK;
+}
+
+void Manager::abandon(int32_t slot) {
+    require_ready("abandon");
+    Slot &record = slot_at(slot);
+    const Deadline deadline = group_->deadline();
+    device_.synchronize_all();
+    group_->barrier(deadline);
+    backend_->abandon(slot, deadline);
+    record = Slot{};
+}
+
+void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
+    require_ready("dispatch");
+    check_output(out, "out");
+    DispatchCall call = read_dispatch(args, config_);
+    Slot &slot = slot_at(call.args.slot);
+    const bool capturing = device_.capturing(stream);
+    if (slot.dispatched && !capturing) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.args.slot);
+    }
+    Received received;
+    try {
+        received = backend_->dispatch(call, stream);
+    } catch (const Error &error) {
+        if (loses_round(error.status())) lose_round(error.status(), error.text());
+        throw;
+    }
+    if (!capturing) slot.dispatched = true;
+    slot.has_weights = call.args.topk_weights != nullptr;
+    slot.num_tokens = call.args.num_tokens;
+
+    moelink_dispatched result = MOELINK_DISPATCHED_INIT;
+    result.payloads = out->struct_size >= offsetof(moelink_dispatched, topk_ids) ? out->payloads : nullptr;
+    result.ranks = group_->size();
+    result.slots_per_rank = config_.max_tokens;
+    result.row_capacity = int64_t{group_->size()} * config_.max_tokens;
+    result.topk_ids = received.topk_ids;
+    result.topk_weights = received.topk_weights;
+    result.recv_counts = received.recv_counts;
+    if (result.payloads != nullptr) {
+        for (int32_t i = 0; i < call.payload_count; ++i) result.payloads[i] = received.payloads[static_cast<size_t>(i)];
+    }
+    write_output(out, result, "out");
+}
+
+void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
+    require_ready("combine");
+    CombineCall call = read_combine(args, config_);
+    Slot &slot = slot_at(call.slot);
+    const bool capturing = device_.capturing(stream);
+    if (!slot.dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no dispatch to combine", call.slot);
+    if (call.weighted && !slot.has_weights) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} was dispatched without topk_weights, which MOELINK_COMBINE_WEIGHTED needs", call.slot);
+    }
+    if (call.output.data == nullptr && slot.num_tokens > 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "output.data is NULL and slot {} holds {} tokens", call.slot, slot.num_tokens);
+    }
+    call.num_tokens = slot.num_tokens;
+    try {
+        backend_->combine(call, stream);
+    } catch (const Error &error) {
+        if (loses_round(error.status())) lose_round(error.status(), error.text());
+        throw;
+    }
+    if (!capturing) slot.dispatched = false;
+}
+
+void Manager::require_ready(const char *what) {
+    if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "{} needs a workspace; call init or ensure first", what);
+    if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", error());
+}
+
+Manager::Slot &Manager::slot_at(int32_t slot) {
+    if (slot < 0 || slot >= config_.slots) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "slot is {}; the workspace has {} (0 to {})", slot, config_.slots, config_.slots - 1);
+    }
+    return slots_[static_cast<size_t>(slot)];
+}
+
+void Manager::lose_round(moelink_status status, const std::string &text) {
+    std::lock_guard lock(mutex_);
+    fault_ = status;
+    error_ = text;
+}
+
+bool Manager::poll_fault() {
+    std::lock_guard lock(mutex_);
+    if (fault_ != MOELINK_OK) return true;
+    const kernels::Fault seen = faults_.seen();
+    if (seen.code == kernels::fault_none) return false;
+    const char *phase = seen.phase == kernels::phase_combine ? "combine" : "dispatch";
+    if (seen.code == kernels::fault_mismatch) {
+        fault_ = MOELINK_ERR_MISMATCH;
+        error_ = fmt::format("rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), phase, seen.peer);
+    } else {
+        fault_ = MOELINK_ERR_TIMEOUT;
+        error_ = fmt::format("rank {}: {}: no word from rank {} within {} ms", group_->rank(), phase, seen.peer, config_.timeout_ns / 1000000);
+    }
+    return true;
+}
+
+moelink_status Manager::fault() {
+    if (poll_fault()) {
+        std::lock_guard lock(mutex_);
+        return fault_;
+    }
+    if (faults_.take_stale()) {
+        note_error("a graph that was captured over an earlier workspace was replayed; it did nothing: capture it again");
+        return MOELINK_ERR_STALE;
+    }
+    return MOELINK_OK;
+}
+
+void Manager::note_error(const std::string &text) const noexcept {
+    try {
+        std::lock_guard lock(mutex_);
+        error_ = text;
+    } catch (...) {
+    }
+}
+
+std::string Manager::error() const {
+    std::lock_guard lock(mutex_);
+    return error_;
+}
+
+}  // namespace moelink

@@ -1,0 +1,70 @@
+// Life cycle of a manager: states, agreement between ranks, generations, pairing of dispatch and combine.
+#pragma once
+
+#include "moe/backend.hpp"
+
+#include <moelink/moe.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace moelink {
+
+class Manager : public Referenced {
+public:
+    Manager(Ref<Group> group, const ManagerKind &kind);
+
+    void init(const moelink_manager_config *config);
+    void ensure(const moelink_manager_config *config);
+    void reinit(const moelink_manager_config *config);
+    void cleanup();
+    void abandon(int32_t slot);
+    void dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out);
+    void combine(const moelink_combine_args *args, moelink_stream stream);
+
+    int32_t state() const;
+    uint64_t generation() const { return generation_; }
+    moelink_manager_sizes sizes() const;
+    // Throws nothing; STALE once for each report.
+    moelink_status fault();
+    void note_error(const std::string &text) const noexcept;
+    std::string error() const;
+
+protected:
+    ~Manager() override;
+
+private:
+    struct Slot {
+        bool dispatched = false;
+        bool has_weights = false;
+        int32_t num_tokens = 0;
+    };
+
+    // Collective: makes a workspace for what all ranks ask for, and takes it when every rank has one.
+    void replace(const Config &mine, moelink_status failed, const std::string &text);
+    void require_ready(const char *what);
+    Slot &slot_at(int32_t slot);
+    void lose_round(moelink_status status, const std::string &text);
+    bool poll_fault();
+
+    Ref<Group> group_;
+    const ManagerKind &kind_;
+    Device device_;
+    Faults faults_;
+    std::unique_ptr<Backend> backend_;
+    Config config_;
+    std::vector<Slot> slots_;
+    uint64_t generation_ = 0;
+
+    mutable std::mutex mutex_;  // the fault and the text, which any thread may ask for
+    moelink_status fault_ = MOELINK_OK;
+    mutable std::string error_;
+};
+
+}  // namespace moelink
+
+struct moelink_manager {
+    moelink::Ref<moelink::Manager> object;
+};

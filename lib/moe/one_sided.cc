@@ -1,0 +1,243 @@
+// Push dispatch and push combine through symmetric memory; on the host also the gathering manager, which is the same
+// dispatch with every rank as a destination.
+#include "moe/one_sided.hpp"
+
+#include "base/log.hpp"
+#include "moe/layout.hpp"
+
+#include <algorithm>
+
+namespace moelink {
+
+namespace {
+
+// What ranks must agree on in a round, in 32 bits (FNV-1a).
+class Shape {
+public:
+    Shape &add(uint64_t value) {
+        for (int i = 0; i < 8; ++i) hash_ = (hash_ ^ (value >> (8 * i) & 0xff)) * 16777619u;
+        return *this;
+    }
+    uint32_t value() const { return hash_; }
+
+private:
+    uint32_t hash_ = 2166136261u;
+};
+
+uint64_t bits(const void *pointer) { return reinterpret_cast<uint64_t>(pointer); }
+
+bool lost(void *user, kernels::Fault *fault) {
+    fault->peer = -1;
+    return static_cast<Group *>(user)->fault() != MOELINK_OK;
+}
+
+}  // namespace
+
+void check_cuda_ranks(const Group &group) {
+    if (group.on_cuda() && group.size() > MOELINK_MAX_CUDA_RANKS) {
+        fail(MOELINK_ERR_UNSUPPORTED, "the group has {} ranks; on CUDA the limit is {}", group.size(), int{MOELINK_MAX_CUDA_RANKS});
+    }
+}
+
+OneSided::OneSided(const BackendParams &params, bool to_all)
+    : group_(params.group), device_(params.device), config_(params.config), faults_(params.faults), to_all_(to_all),
+      layout_(make_layout(config_, group_->size())) {
+    const Deadline deadline = group_->deadline();
+    moelink_memory_params memory = MOELINK_MEMORY_PARAMS_INIT;
+    memory.provider = config_.provider;
+    memory.bytes = layout_.bytes;
+    memory_ = Memory::create(group_, memory);
+
+    moelink_status status = MOELINK_OK;
+    std::string text;
+    try {
+        prepare(params.generation);
+    } catch (const Error &error) {
+        status = error.status();
+        text = error.text();
+    }
+    group_->agree(status, text, deadline);
+    if (device_.on_cuda()) blocks_ = choose_blocks(deadline);
+}
+
+void OneSided::prepare(uint64_t generation) {
+    const auto ranks = static_cast<size_t>(group_->size());
+    const auto slots = static_cast<size_t>(config_.slots);
+    std::vector<unsigned char *> peers(slots * ranks);
+    for (size_t slot = 0; slot < slots; ++slot) {
+        for (size_t rank = 0; rank < ranks; ++rank) {
+            peers[slot * ranks + rank] = static_cast<unsigned char *>(memory_->peer(static_cast<int>(rank))) + slot * layout_.slot.bytes;
+        }
+    }
+    peers_ = Buffer(device_, peers.size() * sizeof(peers[0]));
+    device_.write(peers_.as(), peers.data(), peers.size() * sizeof(peers[0]));
+    workspaces_.resize(slots);
+    for (size_t slot = 0; slot < slots; ++slot) {
+        kernels::Workspace &ws = workspaces_[slot];
+        ws.rank = group_->rank();
+        ws.ranks = group_->size();
+        ws.num_experts = config_.num_experts;
+        ws.top_k = config_.top_k;
+        ws.capacity = config_.max_tokens;
+        ws.max_distinct = layout_.max_distinct;
+        ws.timeout_ns = config_.timeout_ns;
+        ws.generation = generation;
+        ws.anchor = faults_.anchor();
+        ws.fault = faults_.device_view();
+        ws.peers = peers_.as<unsigned char *>() + slot * ranks;
+        ws.mine = peers[slot * ranks + static_cast<size_t>(group_->rank())];
+        ws.layout = layout_.slot;
+        reset(slot);
+    }
+    if (device_.on_cuda()) check_launch(load_kernels(), "loading the kernels");
+}
+
+kernels::cuda::Result OneSided::load_kernels() const {
+    DeviceGuard guard(device_);
+    return kernels::cuda::load_kernels();
+}
+
+// Control words to their start: epochs 0, no rows, and every row of topk_ids still to be marked.
+void OneSided::reset(size_t slot) {
+    const kernels::SlotLayout &layout = layout_.slot;
+    unsigned char *mine = workspaces_[slot].mine;
+    device_.clear(mine + layout.lines, layout.distinct - layout.lines);
+    std::vector<int32_t> filled(static_cast<size_t>(group_->size()), config_.max_tokens);
+    device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
+}
+
+// Ranks that share a GPU share its multiprocessors, so that the waiting blocks of all of them fit at once.
+int OneSided::choose_blocks(const Deadline &deadline) const {
+    std::vector<GpuName> all = group_->allgather(device_.gpu_name(), deadline);
+    const GpuName &mine = all[static_cast<size_t>(group_->rank())];
+    int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
+    int blocks = std::max(1, device_.multiprocessors() / sharing);
+    if (config_.sm_budget > 0) blocks = std::min(blocks, config_.sm_budget);
+    log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks);
+    return blocks;
+}
+
+moelink_manager_sizes OneSided::sizes() const {
+    moelink_manager_sizes sizes = sizes_from(layout_, config_);
+    sizes.workspace_bytes = memory_->bytes();
+    return sizes;
+}
+
+Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
+    const moelink_dispatch_args &args = call.args;
+    const kernels::Workspace &ws = workspaces_[static_cast<size_t>(args.slot)];
+    kernels::DispatchParams params;
+    params.workspace = ws;
+    params.tokens = args.num_tokens;
+    params.ids_bytes = args.topk_ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4;
+    params.tokens_device = args.num_tokens_device;
+    params.ids = args.topk_ids;
+    params.weights = args.topk_weights;
+    params.invalid_id = args.invalid_id;
+    params.payload_count = call.payload_count;
+    params.to_all = to_all_ ? 1 : 0;
+
+    Received received;
+    // A rank without tokens may have no weights to point to, and receives others' all the same.
+    Shape shape;
+    shape.add(static_cast<uint64_t>(call.payload_count));
+    bool copies_out = false;
+    for (size_t i = 0; i < static_cast<size_t>(call.payload_count); ++i) {
+        const moelink_rows &rows = call.payloads[i];
+        const moelink_rows &output = call.outputs[i];
+        kernels::Payload &payload = params.payloads[i];
+        payload.source = static_cast<const unsigned char *>(rows.data);
+        payload.source_stride = rows.row_stride;
+        payload.row_bytes = rows.row_bytes;
+        payload.plane = ws.layout.planes[i];
+        payload.output = static_cast<unsigned char *>(output.data);
+        payload.output_stride = output.row_stride;
+        payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes);
+        payload.output_width = kernels::access_width(bits(output.data) | output.row_stride | rows.row_bytes);
+        shape.add(rows.row_bytes);
+        if (rows.row_bytes == 0) continue;
+        copies_out = copies_out || output.data != nullptr;
+        received.payloads[i] = output.data != nullptr ? output : dense_rows(ws.mine + payload.plane, rows);
+        received.payloads[i].row_bytes = rows.row_bytes;
+    }
+    params.shape = shape.value();
+    received.topk_ids = reinterpret_cast<int32_t *>(ws.mine + ws.layout.ids);
+    if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = reinterpret_cast<float *>(ws.mine + ws.layout.weights);
+    received.recv_counts = reinterpret_cast<const int32_t *>(ws.mine + ws.layout.recv_counts);
+
+    if (device_.on_cuda()) {
+        DeviceGuard guard(device_);
+        int blocks = copies_out ? blocks_ : std::clamp(args.num_tokens, 1, blocks_);
+        check_launch(kernels::cuda::dispatch(params, blocks, stream), "dispatch");
+    } else {
+        check_fault(kernels::host::dispatch(params, {&lost, group_.get()}), "dispatch");
+    }
+    return received;
+}
+
+void OneSided::combine(const CombineCall &call, moelink_stream stream) {
+    const kernels::Workspace &ws = workspaces_[static_cast<size_t>(call.slot)];
+    kernels::CombineParams params{};
+    params.workspace = ws;
+    params.input = static_cast<const unsigned char *>(call.input.data);
+    params.input_stride = call.input.row_stride;
+    params.output = static_cast<unsigned char *>(call.output.data);
+    params.output_stride = call.output.row_stride;
+    params.row_bytes = call.input.row_bytes;
+    params.value_type = call.input.dtype == MOELINK_DTYPE_F32   ? kernels::value_f32
+                        : call.input.dtype == MOELINK_DTYPE_F16 ? kernels::value_f16
+                                                                : kernels::value_bf16;
+    params.weighted = call.weighted ? 1 : 0;
+    params.push_width = kernels::access_width(bits(params.input) | params.input_stride | params.row_bytes);
+    params.reduce_width = kernels::access_width(bits(params.output) | params.output_stride | params.row_bytes);
+    params.shape = Shape().add(params.row_bytes).add(static_cast<uint64_t>(params.value_type)).value();
+    if (device_.on_cuda()) {
+        DeviceGuard guard(device_);
+        check_launch(kernels::cuda::combine(params, blocks_, call.num_tokens, stream), "combine");
+    } else {
+        check_fault(kernels::host::combine(params, {&lost, group_.get()}), "combine");
+    }
+}
+
+void OneSided::check_fault(const kernels::Fault &fault, const char *what) const {
+    switch (fault.code) {
+        case kernels::fault_none: return;
+        case kernels::fault_mismatch:
+            fail(MOELINK_ERR_MISMATCH, "rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), what, fault.peer);
+        case kernels::fault_peer: {
+            std::string text;
+            moelink_status status = group_->fault(&text);
+            fail(status, "rank {}: {}: {}", group_->rank(), what, text);
+        }
+        default:
+            fail(MOELINK_ERR_TIMEOUT, "rank {}: {}: no word from rank {} within {} ms", group_->rank(), what, fault.peer,
+                 config_.timeout_ns / 1000000);
+    }
+}
+
+void OneSided::abandon(int32_t slot, const Deadline &deadline) {
+    reset(static_cast<size_t>(slot));
+    group_->barrier(deadline);
+}
+
+namespace {
+
+moelink_status one_sided_available(int32_t device, std::string *why) { return device_available(device, why); }
+
+moelink_manager_sizes one_sided_query(const Group &group, const Config &config) {
+    check_cuda_ranks(group);
+    return sizes_from(make_layout(config, group.size()), config);
+}
+
+std::unique_ptr<Backend> one_sided_make(const BackendParams &params) {
+    check_cuda_ranks(*params.group);
+    return std::make_unique<OneSided>(params, false);
+}
+
+}  // namespace
+
+const ManagerKind one_sided_kind = {MOELINK_MANAGER_ONE_SIDED, "one-sided",
+                                    "push dispatch and push combine through symmetric memory of one host or NVLink domain",
+                                    &one_sided_available, &one_sided_query, &one_sided_make};
+
+}  // namespace moelink

@@ -1,0 +1,43 @@
+#pragma once
+
+#include "memory/memory.hpp"
+#include "moe/backend.hpp"
+#include "moe/layout.hpp"
+
+#include <vector>
+
+namespace moelink {
+
+class OneSided : public Backend {
+public:
+    // to_all: every rank receives every token (host only).
+    OneSided(const BackendParams &params, bool to_all);
+
+    moelink_manager_sizes sizes() const override;
+    Received dispatch(const DispatchCall &call, moelink_stream stream) override;
+    void combine(const CombineCall &call, moelink_stream stream) override;
+    void abandon(int32_t slot, const Deadline &deadline) override;
+
+private:
+    void prepare(uint64_t generation);
+    kernels::cuda::Result load_kernels() const;
+    void reset(size_t slot);
+    int choose_blocks(const Deadline &deadline) const;
+    void check_fault(const kernels::Fault &fault, const char *what) const;
+
+    Ref<Group> group_;
+    Device device_;
+    Config config_;
+    Faults &faults_;
+    bool to_all_;
+    WorkspaceLayout layout_;
+    Ref<Memory> memory_;
+    Buffer peers_;
+    std::vector<kernels::Workspace> workspaces_;
+    int blocks_ = 1;
+};
+
+// Throws UNSUPPORTED for more ranks than a kernel addresses.
+void check_cuda_ranks(const Group &group);
+
+}  // namespace moelink

@@ -1,0 +1,111 @@
+/* Random geometries and rounds of a manager, and one rank's run of a round with every check: what came is compared with what the
+ * other ranks must have sent, and combine with a sum in double. All of it follows from seeds, so ranks need not talk. */
+#ifndef MOELINK_TESTS_MOE_CASE_H
+#define MOELINK_TESTS_MOE_CASE_H
+
+#include "device.h"
+#include "values.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What a manager is made for. */
+typedef struct moe_geometry {
+    uint64_t seed;
+    int ranks;
+    int max_tokens[RANKS_MAX]; /* what each rank puts into its config */
+    int capacity;              /* the largest of them */
+    int experts;
+    int top_k;
+    int payload_count;
+    uint64_t row_bytes[MOELINK_MAX_PAYLOADS];
+    uint64_t combine_row_bytes;
+    int slots;
+} moe_geometry;
+
+/* How the ids of a round are drawn. */
+enum moe_ids { MOE_IDS_DISTINCT, MOE_IDS_ANY, MOE_IDS_MASKED, MOE_IDS_WILD, MOE_IDS_ONE_RANK, MOE_IDS_STYLES };
+
+/* One dispatch and combine: what all ranks must know of it. */
+typedef struct moe_round {
+    uint64_t seed;
+    int slot;
+    int tokens[RANKS_MAX];
+    int ids_style;
+    int payload_count;
+    uint64_t row_bytes[MOELINK_MAX_PAYLOADS];
+    int sent[MOELINK_MAX_PAYLOADS];
+    int combine;      /* 0: the round is abandoned after its dispatch */
+    uint64_t hidden;  /* values in a row of combine */
+    int32_t dtype;
+    int weights;      /* sent along */
+    int mode;
+    int32_t invalid_id;
+    int scale;        /* 0: experts' outputs are random. Else payload 0 holds `hidden` values and experts multiply by it */
+    int exact;        /* the sums must come out exactly: F32 values of few bits */
+    int plain;        /* no odd addresses, strides or own buffers */
+} moe_round;
+
+/* values: bound on tokens of one rank times values of one row, which sets how long a case takes. */
+void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry *out);
+void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *out);
+
+/* A round with payload 0 of `hidden` values, `tokens` on each rank, scale 1, and nothing odd; a geometry that fits it. */
+void moe_round_plain(uint64_t seed, int ranks, int tokens, uint64_t hidden, int32_t dtype, moe_round *out);
+void moe_geometry_plain(int ranks, int tokens, int top_k, int experts, uint64_t hidden, int32_t dtype, moe_geometry *out);
+
+/* payload_row_bytes points into the geometry. */
+moelink_manager_config moe_config(const moe_geometry *geometry, int rank);
+
+/* The values of a round, of any rank. */
+void moe_ids(const moe_geometry *geometry, const moe_round *round, int rank, int64_t *ids);
+int32_t moe_ids_dtype(const moe_round *round, int rank);
+void moe_weights(const moe_geometry *geometry, const moe_round *round, int rank, float *weights);
+void moe_payload_row(const moe_round *round, int rank, int token, int payload, void *row);
+void moe_expert_row(const moe_round *round, int source, int token, int rank, void *row);
+
+/* One rank's buffers of one round. */
+typedef struct moe_flight {
+    const moe_geometry *geometry;
+    moe_round round;
+    int kind;
+    moelink_stream stream;
+    int in_place;     /* combine reads payload 0 where it arrived */
+    int64_t capacity; /* rows from one source */
+    int tokens, bound;
+    void *staging;
+    guarded ids, weights, tokens_device, input[MOELINK_MAX_PAYLOADS], output[MOELINK_MAX_PAYLOADS], expert, result;
+    moelink_rows payloads[MOELINK_MAX_PAYLOADS], outputs[MOELINK_MAX_PAYLOADS], received[MOELINK_MAX_PAYLOADS];
+    int64_t rank_tokens[RANKS_MAX];
+    moelink_dispatch_args args;
+    moelink_dispatched dispatched;
+    moelink_combine_args combine;
+} moe_flight;
+
+/* Allocates and fills; local choices (own buffers, strides, odd addresses, counts on the device, ...) come from the seed. */
+void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_manager *manager, int kind,
+                        const moe_geometry *geometry, const moe_round *round, moelink_stream stream);
+/* Fills the inputs of a plain round again, for other values and ids, in stream order, from pinned staging of the flight. */
+void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed);
+void moe_flight_dispatch(rank_context *ctx, moe_flight *flight, moelink_manager *manager);
+/* Waits for the stream and compares everything that was received. */
+void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight);
+/* Does the experts' work on the host and uploads it. */
+void moe_flight_experts(rank_context *ctx, moe_flight *flight);
+void moe_flight_combine(rank_context *ctx, moe_flight *flight, moelink_manager *manager);
+void moe_flight_check_combine(rank_context *ctx, moe_flight *flight);
+void moe_flight_free(rank_context *ctx, moe_flight *flight);
+
+/* All of it, and that the manager saw no fault. */
+void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
+                   moelink_stream stream);
+
+/* A few random rounds of the geometry, on the default or a given stream: the manager works. */
+void moe_work(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, uint64_t seed,
+              moelink_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

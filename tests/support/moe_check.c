@@ -1,0 +1,244 @@
+/* What a rank must have received, and what its combine must give. */
+#include "moe_case.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *host_memory(rank_context *ctx, uint64_t bytes) {
+    void *memory = malloc(bytes != 0 ? bytes : 1);
+    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
+    return memory;
+}
+
+static void *download(rank_context *ctx, const void *from, uint64_t bytes) {
+    void *copy = host_memory(ctx, bytes);
+    device_copy(ctx, copy, from, bytes);
+    return copy;
+}
+
+/* Tokens of a source that come here, in the order of their rows. */
+struct arrivals {
+    int count;
+    int *tokens;
+    unsigned char *local; /* 1: the token has an expert here */
+    int64_t *ids;         /* of all of the source's tokens */
+};
+
+static struct arrivals arrivals_from(rank_context *ctx, const moe_flight *flight, int source) {
+    const moe_geometry *geometry = flight->geometry;
+    const moe_round *round = &flight->round;
+    int tokens = round->tokens[source];
+    int gathers = flight->kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER;
+    struct arrivals result;
+    result.count = 0;
+    result.tokens = host_memory(ctx, (uint64_t)tokens * sizeof(int));
+    result.local = host_memory(ctx, (uint64_t)tokens);
+    result.ids = host_memory(ctx, (uint64_t)tokens * (uint64_t)geometry->top_k * 8);
+    moe_ids(geometry, round, source, result.ids);
+    unsigned char marks[RANKS_MAX];
+    for (int token = 0; token < tokens; ++token) {
+        token_ranks(result.ids + (int64_t)token * geometry->top_k, geometry->top_k, geometry->experts, ctx->size, marks);
+        if (!marks[ctx->rank] && !gathers) continue;
+        result.tokens[result.count] = token;
+        result.local[result.count++] = marks[ctx->rank];
+    }
+    return result;
+}
+
+static void arrivals_free(struct arrivals *arrivals) {
+    free(arrivals->tokens);
+    free(arrivals->local);
+    free(arrivals->ids);
+}
+
+static void check_ids(rank_context *ctx, const moe_flight *flight, int source, const struct arrivals *arrivals) {
+    int top_k = flight->geometry->top_k;
+    int64_t first = source * flight->capacity * top_k;
+    int32_t *got = download(ctx, flight->dispatched.topk_ids + first, (uint64_t)flight->capacity * (uint64_t)top_k * 4);
+    for (int64_t row = 0; row < flight->capacity; ++row) {
+        for (int k = 0; k < top_k; ++k) {
+            int32_t expected = flight->round.invalid_id;
+            if (row < arrivals->count) {
+                int64_t id = arrivals->ids[(int64_t)arrivals->tokens[row] * top_k + k];
+                if (expert_owner(id, flight->geometry->experts, ctx->size) == ctx->rank) expected = (int32_t)id;
+            }
+            if (got[row * top_k + k] == expected) continue;
+            RANK_FAIL(ctx, "topk_ids of row %lld of %d from rank %d, k %d: %d, expected %d", (long long)row, arrivals->count,
+                      source, k, got[row * top_k + k], expected);
+        }
+    }
+    free(got);
+}
+
+static void check_weights(rank_context *ctx, const moe_flight *flight, int source, const struct arrivals *arrivals,
+                          const float *sent) {
+    uint64_t row_bytes = (uint64_t)flight->geometry->top_k * 4;
+    const unsigned char *from =
+        (const unsigned char *)flight->dispatched.topk_weights + (uint64_t)(source * flight->capacity) * row_bytes;
+    unsigned char *got = download(ctx, from, (uint64_t)arrivals->count * row_bytes);
+    for (int row = 0; row < arrivals->count; ++row) {
+        const float *expected = sent + (int64_t)arrivals->tokens[row] * flight->geometry->top_k;
+        if (memcmp(got + (uint64_t)row * row_bytes, expected, row_bytes) == 0) continue;
+        RANK_FAIL(ctx, "topk_weights of row %d from rank %d differ from token %d's", row, source, arrivals->tokens[row]);
+    }
+    free(got);
+}
+
+static void check_gaps(rank_context *ctx, const moelink_rows *rows, const unsigned char *got, uint64_t count, int payload) {
+    for (uint64_t row = 0; row + 1 < count; ++row) {
+        for (uint64_t i = rows->row_bytes; i < rows->row_stride; ++i) {
+            if (got[row * rows->row_stride + i] == GUARDED_POISON) continue;
+            RANK_FAIL(ctx, "payload %d: byte %llu behind row %llu of the own output was written", payload,
+                      (unsigned long long)(i - rows->row_bytes), (unsigned long long)row);
+        }
+    }
+}
+
+static void check_payload(rank_context *ctx, const moe_flight *flight, int payload, int source, const struct arrivals *arrivals) {
+    const moelink_rows *rows = &flight->received[payload];
+    uint64_t row_bytes = flight->round.row_bytes[payload];
+    int own = flight->output[payload].base != NULL;
+    uint64_t count = own ? (uint64_t)flight->capacity : (uint64_t)arrivals->count;
+    uint64_t first = (uint64_t)(source * flight->capacity) * rows->row_stride;
+    uint64_t bytes = count == 0 ? 0 : (count - 1) * rows->row_stride + row_bytes;
+    unsigned char *got = download(ctx, (unsigned char *)rows->data + first, bytes);
+    unsigned char *expected = host_memory(ctx, row_bytes + 8);
+    for (int row = 0; row < arrivals->count; ++row) {
+        moe_payload_row(&flight->round, source, arrivals->tokens[row], payload, expected);
+        const unsigned char *at = got + (uint64_t)row * rows->row_stride;
+        if (memcmp(at, expected, row_bytes) == 0) continue;
+        uint64_t bad = 0;
+        while (at[bad] == expected[bad]) ++bad;
+        RANK_FAIL(ctx, "payload %d (%llu bytes a row), row %d from rank %d (its token %d), byte %llu: 0x%02x, expected 0x%02x",
+                  payload, (unsigned long long)row_bytes, row, source, arrivals->tokens[row], (unsigned long long)bad, at[bad],
+                  expected[bad]);
+    }
+    if (own) check_gaps(ctx, rows, got, count, payload);
+    free(expected);
+    free(got);
+}
+
+void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight) {
+    const moe_round *round = &flight->round;
+    device_sync(ctx, flight->stream);
+    int32_t *counts = download(ctx, flight->dispatched.recv_counts, (uint64_t)ctx->size * 4);
+    /* A rank without tokens gets others' weights whatever it passed. */
+    if (round->weights) {
+        RANK_CHECK(ctx, flight->dispatched.topk_weights != NULL);
+    } else if (flight->bound > 0) {
+        RANK_CHECK(ctx, flight->dispatched.topk_weights == NULL);
+    }
+    for (int i = 0; i < round->payload_count; ++i) {
+        if (!round->sent[i]) continue;
+        RANK_EQUAL(ctx, flight->received[i].row_bytes, round->row_bytes[i]);
+        RANK_CHECK(ctx, flight->received[i].row_stride >= round->row_bytes[i]);
+        RANK_CHECK(ctx, flight->outputs[i].data == NULL || flight->received[i].data == flight->outputs[i].data);
+    }
+    for (int source = 0; source < ctx->size; ++source) {
+        struct arrivals arrivals = arrivals_from(ctx, flight, source);
+        if (counts[source] != arrivals.count) {
+            RANK_FAIL(ctx, "recv_counts[%d] is %d, expected %d of %d tokens", source, counts[source], arrivals.count,
+                      round->tokens[source]);
+        }
+        check_ids(ctx, flight, source, &arrivals);
+        if (round->weights) {
+            float *sent = host_memory(ctx, (uint64_t)round->tokens[source] * (uint64_t)flight->geometry->top_k * 4);
+            moe_weights(flight->geometry, round, source, sent);
+            check_weights(ctx, flight, source, &arrivals, sent);
+            free(sent);
+        }
+        for (int i = 0; i < round->payload_count; ++i) {
+            if (round->sent[i]) check_payload(ctx, flight, i, source, &arrivals);
+        }
+        arrivals_free(&arrivals);
+    }
+    free(counts);
+}
+
+void moe_flight_experts(rank_context *ctx, moe_flight *flight) {
+    const moe_round *round = &flight->round;
+    uint64_t stride = flight->combine.input.row_stride, row_bytes = flight->combine.input.row_bytes;
+    uint64_t bytes = (uint64_t)(flight->capacity * ctx->size - 1) * stride + row_bytes;
+    unsigned char *staging = host_memory(ctx, bytes);
+    if (flight->in_place) {
+        device_copy(ctx, staging, flight->combine.input.data, bytes);
+    } else {
+        memset(staging, 0xff, bytes); /* NaN: rows that mean nothing must not be read */
+    }
+    for (int source = 0; source < ctx->size; ++source) {
+        struct arrivals arrivals = arrivals_from(ctx, flight, source);
+        for (int row = 0; row < arrivals.count; ++row) {
+            unsigned char *at = staging + ((uint64_t)(source * flight->capacity) + (uint64_t)row) * stride;
+            if (arrivals.local[row]) {
+                moe_expert_row(round, source, arrivals.tokens[row], ctx->rank, at);
+            } else {
+                memset(at, 0xff, row_bytes);
+            }
+        }
+        arrivals_free(&arrivals);
+    }
+    device_copy(ctx, flight->combine.input.data, staging, bytes);
+    free(staging);
+}
+
+/* The sums of one token, [hidden], in double. */
+static void add_token(rank_context *ctx, const moe_flight *flight, int token, const int64_t *ids, const float *weights, void *row,
+                      combine_sum *sums) {
+    const moe_geometry *geometry = flight->geometry;
+    const moe_round *round = &flight->round;
+    unsigned char marks[RANKS_MAX];
+    memset(sums, 0, round->hidden * sizeof(*sums));
+    token_ranks(ids, geometry->top_k, geometry->experts, ctx->size, marks);
+    for (int rank = 0; rank < ctx->size; ++rank) {
+        if (!marks[rank]) continue;
+        double weight = 1, magnitude = 1;
+        if (round->mode == MOELINK_COMBINE_WEIGHTED) {
+            weight = magnitude = 0;
+            for (int k = 0; k < geometry->top_k; ++k) {
+                if (expert_owner(ids[k], geometry->experts, ctx->size) != rank) continue;
+                weight += weights[k];
+                magnitude += fabs((double)weights[k]);
+            }
+        }
+        moe_expert_row(round, ctx->rank, token, rank, row);
+        for (uint64_t i = 0; i < round->hidden; ++i) combine_add(&sums[i], weight, magnitude, value_load(row, round->dtype, i));
+    }
+}
+
+void moe_flight_check_combine(rank_context *ctx, moe_flight *flight) {
+    const moe_geometry *geometry = flight->geometry;
+    const moe_round *round = &flight->round;
+    device_sync(ctx, flight->stream);
+    unsigned char *got = download(ctx, flight->result.data, flight->result.bytes);
+    int64_t *ids = host_memory(ctx, (uint64_t)flight->tokens * (uint64_t)geometry->top_k * 8);
+    float *weights = host_memory(ctx, (uint64_t)flight->tokens * (uint64_t)geometry->top_k * 4);
+    combine_sum *sums = host_memory(ctx, round->hidden * sizeof(*sums));
+    void *row = host_memory(ctx, round->hidden * 4);
+    moe_ids(geometry, round, ctx->rank, ids);
+    moe_weights(geometry, round, ctx->rank, weights);
+    /* NCCL sums in the rows' own type and order. */
+    int nccl = flight->kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER && ctx->device == MOELINK_DEVICE_CUDA;
+    int wire = nccl ? ctx->size - 1 : 0;
+    int weighted = round->mode == MOELINK_COMBINE_WEIGHTED ? geometry->top_k + 1 : 0;
+    for (int token = 0; token < flight->tokens; ++token) {
+        add_token(ctx, flight, token, ids + (int64_t)token * geometry->top_k, weights + (int64_t)token * geometry->top_k, row,
+                  sums);
+        const unsigned char *at = got + (uint64_t)token * flight->combine.output.row_stride;
+        for (uint64_t i = 0; i < round->hidden; ++i) {
+            float y = value_load(at, round->dtype, i);
+            if (round->exact ? (double)y == sums[i].value : combine_close(&sums[i], y, round->dtype, weighted, wire)) continue;
+            RANK_FAIL(ctx, "combine of token %d, value %llu: %.9g, expected %.9g (sum of %d, magnitude %.9g)", token,
+                      (unsigned long long)i, (double)y, sums[i].value, sums[i].terms, sums[i].magnitude);
+        }
+        for (uint64_t i = flight->combine.output.row_bytes; token + 1 < flight->bound && i < flight->combine.output.row_stride;
+             ++i) {
+            if (at[i] != GUARDED_POISON) RANK_FAIL(ctx, "combine wrote behind row %d of its output", token);
+        }
+    }
+    free(row);
+    free(sums);
+    free(weights);
+    free(ids);
+    free(got);
+}

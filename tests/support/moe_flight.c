@@ -1,0 +1,241 @@
+#include "moe_case.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void *host_memory(rank_context *ctx, uint64_t bytes) {
+    void *memory = malloc(bytes != 0 ? bytes : 1);
+    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
+    return memory;
+}
+
+static uint64_t span(uint64_t rows, uint64_t stride, uint64_t row_bytes) {
+    return rows == 0 ? 0 : (rows - 1) * stride + row_bytes;
+}
+
+static unsigned any_shift(const moe_round *round, uint64_t *state, int unit) {
+    return round->plain || random_chance(state, 50) ? 0u : (unsigned)(random_range(state, 0, 15) / unit * unit);
+}
+
+static uint64_t any_stride(const moe_round *round, uint64_t *state, uint64_t row_bytes, int unit) {
+    return row_bytes + (round->plain || random_chance(state, 60) ? 0u : (uint64_t)(random_range(state, 1, 40) * unit));
+}
+
+/* The caller's ids in their own width; rows beyond the tokens name expert 0, so that reading them shows. */
+static void write_ids(rank_context *ctx, const moe_flight *flight, void *out) {
+    const moe_round *round = &flight->round;
+    int64_t count = (int64_t)flight->bound * flight->geometry->top_k;
+    int64_t *ids = host_memory(ctx, (uint64_t)count * 8);
+    memset(ids, 0, (size_t)count * 8);
+    moe_ids(flight->geometry, round, ctx->rank, ids);
+    for (int64_t i = 0; i < count; ++i) {
+        if (moe_ids_dtype(round, ctx->rank) == MOELINK_DTYPE_I64) {
+            ((int64_t *)out)[i] = ids[i];
+        } else {
+            ((int32_t *)out)[i] = (int32_t)ids[i];
+        }
+    }
+    free(ids);
+}
+
+static void prepare_routing(rank_context *ctx, moe_flight *flight, uint64_t *state) {
+    const moe_round *round = &flight->round;
+    int32_t ids_dtype = moe_ids_dtype(round, ctx->rank);
+    int id_bytes = ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4;
+    uint64_t count = (uint64_t)flight->bound * (uint64_t)flight->geometry->top_k;
+    flight->ids = guarded_make(ctx, count * (uint64_t)id_bytes, any_shift(round, state, id_bytes));
+    void *staging = host_memory(ctx, count * 8);
+    write_ids(ctx, flight, staging);
+    device_copy(ctx, flight->ids.data, staging, flight->ids.bytes);
+    if (round->weights) {
+        flight->weights = guarded_make(ctx, count * 4, any_shift(round, state, 4));
+        memset(staging, 0, count * 4);
+        moe_weights(flight->geometry, round, ctx->rank, staging);
+        device_copy(ctx, flight->weights.data, staging, flight->weights.bytes);
+    }
+    free(staging);
+    moelink_dispatch_args_init(&flight->args);
+    flight->args.slot = round->slot;
+    flight->args.num_tokens = flight->bound;
+    flight->args.topk_ids_dtype = ids_dtype;
+    flight->args.topk_ids = count != 0 || random_chance(state, 50) ? flight->ids.data : NULL;
+    if (round->weights && (count != 0 || random_chance(state, 50))) {
+        flight->args.topk_weights = (const float *)flight->weights.data;
+    }
+    flight->args.invalid_id = round->invalid_id;
+    if (flight->tokens_device.base != NULL) flight->args.num_tokens_device = (const int32_t *)flight->tokens_device.data;
+    for (int rank = 0; rank < ctx->size; ++rank) flight->rank_tokens[rank] = round->tokens[rank];
+    /* all ranks give the counts or none does */
+    if (random_mix(round->seed, 400) % 2 == 0) flight->args.rank_tokens = flight->rank_tokens;
+}
+
+static void prepare_payload(rank_context *ctx, moe_flight *flight, int i, uint64_t *state) {
+    const moe_round *round = &flight->round;
+    if (!round->sent[i]) return;
+    moelink_rows *rows = &flight->payloads[i];
+    rows->row_bytes = round->row_bytes[i];
+    rows->row_stride = any_stride(round, state, rows->row_bytes, 1);
+    flight->input[i] =
+        guarded_make(ctx, span((uint64_t)flight->bound, rows->row_stride, rows->row_bytes), any_shift(round, state, 1));
+    unsigned char *staging = host_memory(ctx, flight->input[i].bytes);
+    memset(staging, GUARDED_POISON, flight->input[i].bytes);
+    for (int token = 0; token < flight->tokens; ++token) {
+        moe_payload_row(round, ctx->rank, token, i, staging + (uint64_t)token * rows->row_stride);
+    }
+    device_copy(ctx, flight->input[i].data, staging, flight->input[i].bytes);
+    free(staging);
+    rows->data = flight->bound != 0 || random_chance(state, 50) ? flight->input[i].data : NULL;
+    if (rows->row_stride == rows->row_bytes && random_chance(state, 50)) rows->row_stride = 0;
+    if (round->plain || random_chance(state, 60)) return;
+    moelink_rows *own = &flight->outputs[i];
+    int unit = flight->in_place && i == 0 ? 4 : 1;
+    own->row_bytes = rows->row_bytes;
+    own->row_stride = any_stride(round, state, rows->row_bytes, unit);
+    flight->output[i] = guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), own->row_stride, own->row_bytes),
+                                     any_shift(round, state, unit));
+    own->data = flight->output[i].data;
+}
+
+static void prepare_combine(rank_context *ctx, moe_flight *flight, uint64_t *state) {
+    const moe_round *round = &flight->round;
+    int size = (int)dtype_bytes(round->dtype);
+    uint64_t row_bytes = round->hidden * (uint64_t)size;
+    moelink_combine_args_init(&flight->combine);
+    flight->combine.slot = round->slot;
+    flight->combine.mode = round->mode;
+    flight->combine.input.row_bytes = flight->combine.output.row_bytes = row_bytes;
+    flight->combine.input.dtype = flight->combine.output.dtype = round->dtype;
+    uint64_t stride = any_stride(round, state, row_bytes, size);
+    flight->result = guarded_make(ctx, span((uint64_t)flight->bound, stride, row_bytes), any_shift(round, state, size));
+    flight->combine.output.data = flight->result.data;
+    flight->combine.output.row_stride = stride;
+    if (flight->in_place) return;
+    stride = any_stride(round, state, row_bytes, size);
+    flight->expert =
+        guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), stride, row_bytes), any_shift(round, state, size));
+    flight->combine.input.data = flight->expert.data;
+    flight->combine.input.row_stride = stride;
+}
+
+void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_manager *manager, int kind,
+                        const moe_geometry *geometry, const moe_round *round, moelink_stream stream) {
+    memset(flight, 0, sizeof(*flight));
+    flight->geometry = geometry;
+    flight->round = *round;
+    flight->kind = kind;
+    flight->stream = stream;
+    flight->tokens = flight->bound = round->tokens[ctx->rank];
+    uint64_t state = random_mix(round->seed, 7000 + (uint64_t)ctx->rank);
+    moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
+    RANK_OK(ctx, moelink_manager_sizes_of(manager, &sizes));
+    flight->capacity = sizes.slots_per_rank;
+    RANK_CHECK(ctx, flight->capacity >= geometry->capacity);
+    int gathers = kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER;
+    if (!round->plain && !gathers && random_chance(&state, 25)) {
+        int32_t count = flight->tokens;
+        flight->bound = random_range(&state, flight->tokens, geometry->capacity);
+        flight->tokens_device = guarded_make(ctx, 4, 0);
+        device_copy(ctx, flight->tokens_device.data, &count, 4);
+    }
+    int same_rows = round->sent[0] && round->row_bytes[0] == round->hidden * dtype_bytes(round->dtype);
+    flight->in_place =
+        round->combine && same_rows && (round->plain ? random_mix(round->seed, 8) % 2 == 0 : random_chance(&state, 60));
+    prepare_routing(ctx, flight, &state);
+    for (int i = 0; i < round->payload_count; ++i) prepare_payload(ctx, flight, i, &state);
+    flight->args.payload_count = round->payload_count;
+    flight->args.payloads = flight->payloads;
+    for (int i = 0; i < round->payload_count; ++i) {
+        if (flight->outputs[i].data != NULL) flight->args.outputs = flight->outputs;
+    }
+    if (round->combine) prepare_combine(ctx, flight, &state);
+}
+
+void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed) {
+    moe_round *round = &flight->round;
+    uint64_t row_bytes = round->row_bytes[0], tokens = (uint64_t)flight->tokens;
+    int32_t ids_dtype = moe_ids_dtype(round, ctx->rank);
+    do {
+        round->seed = seed;
+        seed = random_mix(seed, 55);
+    } while (moe_ids_dtype(round, ctx->rank) != ids_dtype);
+    round->ids_style = (int)(seed % MOE_IDS_STYLES);
+    uint64_t ids_at = (tokens * row_bytes + 15u) & ~(uint64_t)15u;
+    uint64_t weights_at = (ids_at + flight->ids.bytes + 15u) & ~(uint64_t)15u;
+    if (flight->staging == NULL) flight->staging = device_alloc_pinned(ctx, weights_at + flight->weights.bytes);
+    unsigned char *staging = flight->staging;
+    for (uint64_t token = 0; token < tokens; ++token)
+        moe_payload_row(round, ctx->rank, (int)token, 0, staging + token * row_bytes);
+    write_ids(ctx, flight, staging + ids_at);
+    if (round->weights) moe_weights(flight->geometry, round, ctx->rank, (float *)(staging + weights_at));
+    device_copy_async(ctx, flight->input[0].data, staging, tokens * row_bytes, flight->stream);
+    device_copy_async(ctx, flight->ids.data, staging + ids_at, flight->ids.bytes, flight->stream);
+    if (round->weights) device_copy_async(ctx, flight->weights.data, staging + weights_at, flight->weights.bytes, flight->stream);
+}
+
+void moe_flight_dispatch(rank_context *ctx, moe_flight *flight, moelink_manager *manager) {
+    moelink_dispatched_init(&flight->dispatched);
+    flight->dispatched.payloads = flight->received;
+    RANK_OK(ctx, moelink_dispatch(manager, &flight->args, flight->stream, &flight->dispatched));
+    RANK_EQUAL(ctx, flight->dispatched.ranks, ctx->size);
+    RANK_EQUAL(ctx, flight->dispatched.slots_per_rank, flight->capacity);
+    RANK_EQUAL(ctx, flight->dispatched.row_capacity, flight->capacity * ctx->size);
+    if (flight->in_place) {
+        flight->combine.input.data = flight->received[0].data;
+        flight->combine.input.row_stride = flight->received[0].row_stride;
+    }
+}
+
+void moe_flight_combine(rank_context *ctx, moe_flight *flight, moelink_manager *manager) {
+    RANK_OK(ctx, moelink_combine(manager, &flight->combine, flight->stream));
+}
+
+void moe_flight_free(rank_context *ctx, moe_flight *flight) {
+    guarded_check(ctx, &flight->ids, "topk_ids");
+    guarded_check(ctx, &flight->weights, "topk_weights");
+    guarded_check(ctx, &flight->expert, "combine input");
+    guarded_check(ctx, &flight->result, "combine output");
+    guarded_free(ctx, &flight->ids);
+    guarded_free(ctx, &flight->weights);
+    guarded_free(ctx, &flight->tokens_device);
+    guarded_free(ctx, &flight->expert);
+    guarded_free(ctx, &flight->result);
+    for (int i = 0; i < flight->round.payload_count; ++i) {
+        guarded_check(ctx, &flight->input[i], "payload");
+        guarded_check(ctx, &flight->output[i], "own output");
+        guarded_free(ctx, &flight->input[i]);
+        guarded_free(ctx, &flight->output[i]);
+    }
+    device_free_pinned(ctx, flight->staging);
+    memset(flight, 0, sizeof(*flight));
+}
+
+void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
+                   moelink_stream stream) {
+    moe_flight flight;
+    rank_scene(ctx, "%s, geometry %llu, round %llu: %d tokens, top_k %d, experts %d, hidden %llu, dtype %d",
+               moelink_manager_kind_name(kind), (unsigned long long)geometry->seed, (unsigned long long)round->seed,
+               round->tokens[ctx->rank], geometry->top_k, geometry->experts, (unsigned long long)round->hidden, round->dtype);
+    moe_flight_prepare(ctx, &flight, manager, kind, geometry, round, stream);
+    moe_flight_dispatch(ctx, &flight, manager);
+    moe_flight_check_dispatch(ctx, &flight);
+    if (round->combine) {
+        moe_flight_experts(ctx, &flight);
+        moe_flight_combine(ctx, &flight, manager);
+        moe_flight_check_combine(ctx, &flight);
+    } else {
+        RANK_OK(ctx, moelink_manager_abandon(manager, round->slot));
+    }
+    RANK_OK(ctx, moelink_manager_fault(manager));
+    moe_flight_free(ctx, &flight);
+    rank_scene(ctx, "%s", "");
+}
+
+void moe_work(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, uint64_t seed,
+              moelink_stream stream) {
+    for (uint64_t i = 0; i < 3; ++i) {
+        moe_round round;
+        moe_round_random(geometry, random_mix(seed, i), &round);
+        round.combine = 1;
+        moe_round_run(ctx, manager, kind, geometry, &round, stream);
+    }
+}

@@ -1,0 +1,38 @@
+/* What a test that is built for both devices runs on: TEST_DEVICE is set by the source in tests/gpu that includes it. */
+#ifndef MOELINK_TESTS_PLAN_H
+#define MOELINK_TESTS_PLAN_H
+
+#include "device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef TEST_DEVICE
+#define TEST_DEVICE MOELINK_DEVICE_HOST
+#endif
+
+enum { PLAN_KINDS = 3 };
+extern const int32_t plan_kinds[PLAN_KINDS];
+
+/* Whether this machine runs so many ranks: any on the host; on GPUs 1, 2 and 4, and 8 where there are two or more. */
+int plan_has_ranks(int32_t device, int ranks);
+
+/* Whether a kind runs with this rank's group: NCCL wants a GPU for every rank, and to be installed (else the reason is noted). */
+int plan_has_kind(rank_context *ctx, int32_t kind);
+
+/* Options of a run on TEST_DEVICE. */
+rank_options plan_options(int32_t device, const char *name, int ranks, int threads);
+
+/* Runs the function in that many ranks and fails the cmocka test unless all is well; nothing where the machine has too few GPUs. */
+#define PLAN_RUN(options, function)                                              \
+    do {                                                                         \
+        if (plan_has_ranks((options)->device, (options)->size)) {                \
+            assert_int_equal(ranks_run((options), (function)), 0);               \
+        }                                                                        \
+    } while (0)
+
+#ifdef __cplusplus
+}
+#endif
+#endif

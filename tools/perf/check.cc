@@ -1,0 +1,262 @@
+#include "check.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace perf {
+
+World::World(const PairOptions &options, const Routing &routing, int64_t most_tokens)
+    : seed(options.seed),
+      dtype(dtype_of(options.dtype)),
+      ranks(options.ranks),
+      hidden(options.hidden),
+      topk(options.topk),
+      experts(options.experts) {
+    for (int rank = 0; rank < ranks; ++rank) {
+        // Uneven: the last rank has all, the first none.
+        tokens.push_back(options.uneven && ranks > 1 ? most_tokens * rank / (ranks - 1) : most_tokens);
+        ids.push_back(route(routing, options, rank, tokens.back()));
+        weights.push_back(draw_weights(options, rank, tokens.back()));
+    }
+}
+
+bool World::sends(int source, int64_t token, int to) const {
+    const int32_t *row = ids[static_cast<size_t>(source)].data() + token * topk;
+    const int first = first_expert(to, experts, ranks);
+    const int last = first_expert(to + 1, experts, ranks);
+    return std::any_of(row, row + topk, [&](int32_t id) { return id >= first && id < last; });
+}
+
+int World::distinct_ranks(int source, int64_t token) const {
+    int distinct = 0;
+    for (int to = 0; to < ranks; ++to) {
+        distinct += sends(source, token, to);
+    }
+    return distinct;
+}
+
+int64_t World::rows_between(int source, int to) const {
+    int64_t rows = 0;
+    for (int64_t t = 0; t < tokens[static_cast<size_t>(source)]; ++t) {
+        rows += sends(source, t, to);
+    }
+    return rows;
+}
+
+int64_t World::most_tokens() const {
+    return *std::max_element(tokens.begin(), tokens.end());
+}
+
+void CheckResult::add(bool right, const std::string &what_if_wrong) {
+    ++compared;
+    if (!right && wrong++ == 0) {
+        first = what_if_wrong;
+    }
+}
+
+void CheckResult::merge(const CheckResult &other) {
+    compared += other.compared;
+    if (wrong == 0) {
+        first = other.first;
+    }
+    wrong += other.wrong;
+}
+
+namespace {
+
+// Compares the ids of one received row; row_of NULL: an empty row, all invalid.
+void check_ids(const World &world, int rank, int source, int64_t slot, int64_t token, const Received &received,
+               CheckResult &result) {
+    const int first = first_expert(rank, world.experts, world.ranks);
+    const int last = first_expert(rank + 1, world.experts, world.ranks);
+    const int64_t row = source * received.slots + slot;
+    for (int k = 0; k < world.topk; ++k) {
+        int32_t expected = received.invalid_id;
+        if (token >= 0) {
+            const int32_t id = world.ids[static_cast<size_t>(source)][static_cast<size_t>(token * world.topk + k)];
+            expected = id >= first && id < last ? id : received.invalid_id;
+        }
+        const int32_t got = received.ids[static_cast<size_t>(row * world.topk + k)];
+        ++result.compared;
+        if (got != expected && result.wrong++ == 0) {
+            result.first = fmt::format("expert id {} of row {} from rank {} ({}) is {}, must be {}", k, slot, source,
+                                       token >= 0 ? fmt::format("its token {}", token) : "an empty row", got, expected);
+        }
+    }
+}
+
+void check_row(const World &world, int source, int64_t slot, int64_t token, const Received &received, std::vector<char> &expected,
+               CheckResult &result) {
+    const size_t bytes = static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
+    fill_row(world.dtype, world.seed, source, token, world.hidden, expected.data());
+    const char *got = received.rows[static_cast<size_t>(source)].data() + static_cast<size_t>(slot) * bytes;
+    result.compared += static_cast<uint64_t>(world.hidden);
+    if (std::memcmp(got, expected.data(), bytes) == 0) {
+        return;
+    }
+    const auto width = static_cast<size_t>(world.dtype.bytes);
+    for (int c = 0; c < world.hidden; ++c) {
+        const char *a = got + static_cast<size_t>(c) * width;
+        const char *b = expected.data() + static_cast<size_t>(c) * width;
+        if (std::memcmp(a, b, width) != 0 && result.wrong++ == 0) {
+            float values[2];
+            to_floats(world.dtype, a, 1, &values[0]);
+            to_floats(world.dtype, b, 1, &values[1]);
+            result.first = fmt::format("column {} of row {} from rank {} (its token {}) is {}, must be {}", c, slot, source,
+                                       token, values[0], values[1]);
+        }
+    }
+}
+
+}  // namespace
+
+CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const Received &received) {
+    CheckResult result;
+    std::vector<char> expected(static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes));
+    for (int source = 0; source < world.ranks; ++source) {
+        int64_t slot = 0;
+        const int64_t count = received.counts[static_cast<size_t>(source)];
+        for (int64_t token = 0; token < world.tokens[static_cast<size_t>(source)]; ++token) {
+            if (!gathers_all && !world.sends(source, token, rank)) {
+                continue;
+            }
+            if (slot < count) {
+                check_row(world, source, slot, token, received, expected, result);
+                check_ids(world, rank, source, slot, token, received, result);
+                for (int k = 0; k < world.topk; ++k) {
+                    const float got = received.weights[static_cast<size_t>((source * received.slots + slot) * world.topk + k)];
+                    const float must = world.weights[static_cast<size_t>(source)][static_cast<size_t>(token * world.topk + k)];
+                    ++result.compared;
+                    if (std::memcmp(&got, &must, sizeof got) != 0 && result.wrong++ == 0) {
+                        result.first = fmt::format("weight {} of row {} from rank {} (its token {}) is {}, must be {}", k, slot,
+                                                   source, token, got, must);
+                    }
+                }
+            }
+            ++slot;
+        }
+        if (count != slot) {
+            result.add(false, fmt::format("{} rows are said to have come from rank {}, must be {}", count, source, slot));
+        } else {
+            result.add(true, "");
+        }
+        for (; slot < received.slots; ++slot) {
+            check_ids(world, rank, source, slot, -1, received, result);
+        }
+    }
+    return result;
+}
+
+CheckResult check_combine(const World &world, int rank, int extra_roundings, const std::vector<char> &output) {
+    CheckResult result;
+    const auto hidden = static_cast<size_t>(world.hidden);
+    const size_t bytes = hidden * static_cast<size_t>(world.dtype.bytes);
+    const double u = world.dtype.round;
+    const double adds = (world.topk + world.ranks + 4) * 0x1p-24;
+    std::vector<char> row(bytes);
+    std::vector<float> x(hidden);
+    std::vector<float> got(hidden);
+    std::vector<double> sum(hidden);
+    std::vector<double> part(hidden);
+    std::vector<double> parts(hidden);  // sum over ranks of |part|
+    std::vector<double> terms(hidden);  // sum over experts of the magnitudes that were added
+    for (int64_t token = 0; token < world.tokens[static_cast<size_t>(rank)]; ++token) {
+        fill_row(world.dtype, world.seed, rank, token, world.hidden, row.data());
+        to_floats(world.dtype, row.data(), world.hidden, x.data());
+        to_floats(world.dtype, output.data() + static_cast<size_t>(token) * bytes, world.hidden, got.data());
+        for (auto *values : {&sum, &parts, &terms}) {
+            std::fill(values->begin(), values->end(), 0.0);
+        }
+        const int32_t *ids = world.ids[static_cast<size_t>(rank)].data() + token * world.topk;
+        const float *weights = world.weights[static_cast<size_t>(rank)].data() + token * world.topk;
+        int distinct = 0;
+        for (int owner = 0; owner < world.ranks; ++owner) {
+            if (!world.sends(rank, token, owner)) {
+                continue;
+            }
+            ++distinct;
+            std::fill(part.begin(), part.end(), 0.0);
+            for (int k = 0; k < world.topk; ++k) {
+                if (ids[k] < 0 || ids[k] >= world.experts || owner_of(ids[k], world.experts, world.ranks) != owner) {
+                    continue;
+                }
+                const ExpertMap map = expert_map(ids[k]);
+                const double scale = static_cast<double>(weights[k]) * map.scale;
+                const double bias[2] = {-static_cast<double>(weights[k]) * map.bias, static_cast<double>(weights[k]) * map.bias};
+                for (size_t c = 0; c < hidden; ++c) {
+                    const double scaled = scale * x[c];
+                    part[c] += scaled + bias[(map.signs >> (c & 63)) & 1];
+                    terms[c] += std::abs(scaled) + bias[1];
+                }
+            }
+            for (size_t c = 0; c < hidden; ++c) {
+                sum[c] += part[c];
+                parts[c] += std::abs(part[c]);
+            }
+        }
+        const double roundings = 1 + extra_roundings;
+        result.compared += hidden;
+        for (size_t c = 0; c < hidden; ++c) {
+            const double allowed = u * std::abs(sum[c]) + roundings * u * parts[c] + adds * terms[c] +
+                                   (distinct + roundings) * world.dtype.underflow;
+            if (!(std::abs(got[c] - sum[c]) <= allowed) && result.wrong++ == 0) {  // a NaN is wrong too
+                result.first =
+                    fmt::format("column {} of token {} is {}, must be {} within {}", c, token, got[c], sum[c], allowed);
+            }
+        }
+    }
+    return result;
+}
+
+CheckResult check_chain(const World &world, int rank, int steps, bool any_order, const std::vector<char> &output) {
+    CheckResult result;
+    const auto hidden = static_cast<size_t>(world.hidden);
+    const size_t bytes = hidden * static_cast<size_t>(world.dtype.bytes);
+    std::vector<char> row(bytes);
+    std::vector<float> x(hidden);
+    std::vector<float> sum(hidden);
+    std::vector<float> got(hidden);
+    for (int64_t token = 0; token < world.tokens[static_cast<size_t>(rank)]; ++token) {
+        const int distinct = world.distinct_ranks(rank, token);
+        fill_row(world.dtype, world.seed, rank, token, world.hidden, row.data());
+        to_floats(world.dtype, row.data(), world.hidden, x.data());
+        to_floats(world.dtype, output.data() + static_cast<size_t>(token) * bytes, world.hidden, got.data());
+        result.compared += hidden;
+        if (any_order) {
+            const double slack = steps * world.ranks * 2 * world.dtype.round;
+            for (size_t c = 0; c < hidden; ++c) {
+                const double few = x[c] * std::pow(distinct, steps);
+                const double all = x[c] * std::pow(world.ranks, steps);
+                const bool right =
+                    std::abs(got[c] - few) <= slack * std::abs(few) || std::abs(got[c] - all) <= slack * std::abs(all);
+                if (!right && result.wrong++ == 0) {
+                    result.first = fmt::format("column {} of token {} is {} after {} timed pairs, must be about {}", c, token,
+                                               got[c], steps, few);
+                }
+            }
+            continue;
+        }
+        for (int step = 0; step < steps; ++step) {
+            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (int r = 0; r < distinct; ++r) {
+                for (size_t c = 0; c < hidden; ++c) {
+                    sum[c] += x[c];
+                }
+            }
+            from_floats(world.dtype, sum.data(), world.hidden, row.data());
+            to_floats(world.dtype, row.data(), world.hidden, x.data());
+        }
+        for (size_t c = 0; c < hidden; ++c) {
+            if (got[c] != x[c] && result.wrong++ == 0) {
+                result.first =
+                    fmt::format("column {} of token {} is {} after {} timed pairs, must be {}", c, token, got[c], steps, x[c]);
+            }
+        }
+    }
+    return result;
+}
+
+}  // namespace perf

@@ -1,0 +1,23 @@
+// Stands in for device_cuda.cu and link_cuda.cu in a build without CUDA.
+#include <stdexcept>
+
+#include "device.hpp"
+#include "link.hpp"
+
+namespace perf {
+
+std::unique_ptr<Device> make_cuda_device(int, int) {
+    throw std::runtime_error("this moelink-perf was built without CUDA; use --device host");
+}
+
+bool built_with_cuda() {
+    return false;
+}
+
+LinkReport measure_cuda_link(const LinkOptions &) {
+    LinkReport report;
+    report.skipped.push_back("everything on GPUs: this moelink-perf was built without CUDA");
+    return report;
+}
+
+}  // namespace perf

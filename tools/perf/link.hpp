@@ -1,0 +1,29 @@
+// moelink-perf link: the machine's own limits, measured without MoELink.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "options.hpp"
+
+namespace perf {
+
+struct LinkFigure {
+    std::string what;
+    double value;
+    std::string unit;
+};
+
+struct LinkReport {
+    std::vector<std::string> devices;
+    std::vector<LinkFigure> figures;
+    std::vector<std::string> skipped;  // what could not be measured, and why
+};
+
+// Flag latency between processes forks: call it before any thread or GPU is used.
+LinkReport measure_host_link(const LinkOptions &options);
+LinkReport measure_cuda_link(const LinkOptions &options);
+
+int run_link(const LinkOptions &options, const std::string &command);
+
+}  // namespace perf

@@ -1,0 +1,147 @@
+// moelink-perf: what MoELink does on this machine, checked and timed, and what the machine itself can do.
+#include <cstdio>
+#include <stdexcept>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <moelink/moelink.h>
+
+#include "launcher.hpp"
+#include "link.hpp"
+#include "pair.hpp"
+
+namespace {
+
+constexpr const char *pair_examples = R"(
+Examples:
+  moelink-perf pair --check
+      Two ranks on the host (or one on each GPU), uniform routing, three sizes; every value compared.
+  moelink-perf pair --device cuda --ranks 2 --graph --check --json pair.json
+      The headline: many pairs in one CUDA graph, one rank a GPU.
+  moelink-perf pair --device host --ranks 4 --topk 6 --tokens 512 --routing 'load:expert_load.csv:*' --check
+      Real loads, each topic of the file in turn; the number of experts is the file's.
+  moelink-perf pair --ranks 2 --routing uniform --routing zipf:1.0 --routing hot
+      Several routings in one table.
+)";
+
+constexpr const char *link_examples = R"(
+Examples:
+  moelink-perf link
+      The host and, where there are any, the first two GPUs.
+  moelink-perf link --device cuda --gpus 0,3 --json link.json
+)";
+
+void add_pair(CLI::App &app, perf::PairOptions &options) {
+    app.footer(pair_examples);
+    app.add_option("--device", options.device, "host, cuda, or auto: CUDA where a GPU is found")
+        ->check(CLI::IsMember({"auto", "host", "cuda"}))
+        ->capture_default_str();
+    app.add_option("--ranks", options.ranks, "ranks; 0: one a GPU (at least 2), on the host 2. Ranks take GPUs in turn")
+        ->check(CLI::Range(0, int{MOELINK_GROUP_MAX_RANKS}))
+        ->capture_default_str();
+    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
+    app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
+        ->delimiter(',')
+        ->check(CLI::Range(1, 1 << 24))
+        ->capture_default_str();
+    app.add_option("--hidden", options.hidden, "values in a token's row")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+    app.add_option("--topk", options.topk, "experts of each token; 0: 8, or as many as the ids file has")
+        ->check(CLI::Range(0, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--experts", options.experts, "experts of all ranks; 0: 256, or as many as the load file has")
+        ->check(CLI::Range(0, 1 << 20))
+        ->capture_default_str();
+    app.add_option("--dtype", options.dtype, "bf16, fp16 or fp32")->capture_default_str();
+    app.add_option(
+           "--routing", options.routing,
+           "which experts tokens name; may be given several times:\n"
+           "uniform | zipf:S (popularity 1/place^S, places in random order) | hot (rank 0's experts have 80 % of the load) |\n"
+           "load:FILE[:TOPIC] (lines of topic,count,count,...; * is each topic, none the sum of all) |\n"
+           "ids:FILE.npy (exact ids, int16 or int32, [tokens, top-k])")
+        ->expected(1)
+        ->take_all()
+        ->capture_default_str();
+    app.add_option("--mask", options.mask, "share of the ids that is replaced by -1")
+        ->check(CLI::Range(0.0, 1.0))
+        ->capture_default_str();
+    app.add_flag("--uneven", options.uneven, "token counts rise from none on rank 0 to --tokens on the last rank");
+    app.add_flag("--check", options.check,
+                 "compare every value with a computation that uses no MoELink call, before and after timing");
+    app.add_flag("--graph", options.graph, "time replays of a CUDA graph instead of eager calls");
+    app.add_option("--pairs-per-graph", options.pairs,
+                   "pairs in one graph or stretch of eager calls; 0: 20, on the host fewer for long ones")
+        ->check(CLI::Range(0, 10000))
+        ->capture_default_str();
+    app.add_option("--iterations", options.iterations, "timed repetitions; 0: about a second's worth, 5 to 200")
+        ->check(CLI::Range(0, 100000))
+        ->capture_default_str();
+    app.add_option("--warmup", options.warmup, "repetitions before the timed ones")
+        ->check(CLI::Range(0, 100000))
+        ->capture_default_str();
+    app.add_flag("--threads", options.threads, "ranks are threads of one process instead of processes");
+    app.add_option("--sms", options.sms, "multiprocessors that a kernel may use; 0: automatic")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    app.add_option("--provider", options.provider, "memory of the workspace: auto, fabric, posix-fd, cuda-ipc or host-shm")
+        ->capture_default_str();
+    app.add_option("--seed", options.seed, "of tokens, routes and weights; the same seed gives the same values")
+        ->capture_default_str();
+    app.add_option("--timeout", options.timeout, "[s] of every wait for another rank")
+        ->check(CLI::Range(0.1, 86400.0))
+        ->capture_default_str();
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
+    app.add_option("--corrupt", options.corrupt,
+                   "self-test: damage one value of the last rank after 'dispatch' or 'combine'; must fail")
+        ->check(CLI::IsMember({"dispatch", "combine"}))
+        ->group("");
+}
+
+void add_link(CLI::App &app, perf::LinkOptions &options) {
+    app.footer(link_examples);
+    app.add_option("--device", options.device, "host, cuda, or auto: both, where a GPU is found")
+        ->check(CLI::IsMember({"auto", "host", "cuda"}))
+        ->capture_default_str();
+    app.add_option("--gpus", options.gpus, "the two GPUs")->delimiter(',')->expected(2)->capture_default_str();
+    app.add_option("--megabytes", options.megabytes, "[10^6 bytes] of one copy")
+        ->check(CLI::Range(1.0, 16384.0))
+        ->capture_default_str();
+    app.add_option("--threads", options.threads, "threads of the parallel memcpy; 0: one a core")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    app.add_option("--timeout", options.timeout, "[s] of every wait")->check(CLI::Range(0.1, 3600.0))->capture_default_str();
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    CLI::App app("Measures MoELink and the machine that it runs on.");
+    app.require_subcommand(1);
+    app.set_version_flag("--version", moelink_version_string());
+    app.footer(
+        "'moelink-perf pair --help' and 'moelink-perf link --help' have examples. What each figure means is below each table.\n"
+        "See also: moelink-info");
+    perf::PairOptions pair;
+    perf::LinkOptions link;
+    CLI::App *pair_command = app.add_subcommand("pair", "dispatch and combine of one manager: checked, timed, in a table");
+    CLI::App *link_command = app.add_subcommand("link", "the machine's own limits: copies, links, flags; no MoELink involved");
+    CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
+    add_pair(*pair_command, pair);
+    add_link(*link_command, link);
+    CLI11_PARSE(app, argc, argv);
+
+    std::string command = "moelink-perf";
+    for (int i = 1; i < argc; ++i) {
+        command += std::string(" ") + argv[i];
+    }
+    try {
+        if (rank_command->parsed()) {
+            return perf::rank_main();
+        }
+        return link_command->parsed() ? perf::run_link(link, command) : perf::run_pair(pair, command);
+    } catch (const std::exception &error) {
+        fmt::print(stderr, "moelink-perf: {}\n", error.what());
+        return 2;
+    }
+}

@@ -1,0 +1,232 @@
+#include "measure.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include <fmt/format.h>
+
+namespace perf {
+
+namespace {
+
+constexpr double pair_budget_us = 1e6;  // what one measurement may take when the user names no number of iterations
+constexpr double op_budget_us = 0.5e6;
+constexpr double replay_budget_us = 1e5;
+constexpr int least_iterations = 5;
+constexpr int most_iterations = 200;
+constexpr int default_pairs = 20;
+
+Timing timing_of(std::vector<double> samples) {
+    Timing timing;
+    if (samples.empty()) {
+        return timing;
+    }
+    std::sort(samples.begin(), samples.end());
+    const auto at = [&](double share) {  // nearest rank
+        const auto place = static_cast<size_t>(std::ceil(share * static_cast<double>(samples.size())));
+        return samples[std::max<size_t>(place, 1) - 1];
+    };
+    timing = {at(0.5), at(0.99), samples.front(), samples.back(), static_cast<int>(samples.size())};
+    return timing;
+}
+
+// A chain starts from the tokens again before its values could overflow: each pair multiplies a token by its distinct ranks.
+int restart_after(const World &world) {
+    const double octaves_a_pair = std::log2(std::min(world.ranks, world.topk));
+    return octaves_a_pair > 0 ? std::max(1, static_cast<int>(world.dtype.octaves / octaves_a_pair)) : 1 << 20;
+}
+
+// Pairs in a row, each reading what the one before it wrote. Returns the output that the last one wrote.
+int run_chain(Job &job, int pairs, int restart) {
+    for (int i = 0; i < pairs; ++i) {
+        job.dispatch(i % restart == 0 ? job.tokens() : job.output((i + 1) % 2));
+        job.combine_received(job.output(i % 2));
+    }
+    return (pairs + 1) % 2;
+}
+
+// The number that rank 0 found, on every rank.
+int agree(const Session &session, int number) {
+    must(moelink_group_broadcast(session.group(), &number, sizeof number, 0), "moelink_group_broadcast");
+    return number;
+}
+
+double pair_estimate_us(Job &job) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    double least = 0;
+    for (int i = 0; i < 3; ++i) {
+        session.barrier();
+        const auto start = std::chrono::steady_clock::now();
+        run_chain(job, 1, 1);
+        device.sync();
+        const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+        least = i == 0 ? us : std::min(least, us);
+    }
+    return std::max(least, 1.0);
+}
+
+int iterations_for(const Session &session, double budget_us, double one_us) {
+    const int wanted = session.options().iterations;
+    const int fitting = static_cast<int>(std::clamp(budget_us / one_us, double{least_iterations}, double{most_iterations}));
+    return agree(session, wanted > 0 ? wanted : fitting);
+}
+
+// Many pairs, no host synchronisation between them; each sample is one stretch (or graph replay) divided by its pairs.
+void time_pairs(Job &job, double estimate_us, Measured &measured) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    const PairOptions &options = session.options();
+    int pairs = options.pairs;
+    if (pairs == 0) {
+        pairs = session.on_cuda() && !job.blocks()
+                    ? default_pairs
+                    : static_cast<int>(std::clamp(replay_budget_us / estimate_us, 1.0, double{default_pairs}));
+    }
+    pairs = agree(session, pairs);
+    const int iterations = iterations_for(session, pair_budget_us, estimate_us * pairs);
+    const int restart = restart_after(job.world());
+    int graph = -1;
+    if (measured.graph) {
+        device.begin_capture();
+        run_chain(job, pairs, restart);
+        graph = device.end_capture();
+    }
+    const auto stretch = [&] {
+        if (graph >= 0) {
+            device.launch(graph);
+        } else {
+            run_chain(job, pairs, restart);
+        }
+    };
+    device.reserve_marks(iterations + 1);
+    session.barrier();
+    for (int i = 0; i < options.warmup; ++i) {
+        stretch();
+    }
+    device.sync();
+    // Whatever is found in the outputs afterwards was written by the timed calls.
+    device.fill(job.output(0), 0xff, job.output_bytes());
+    device.fill(job.output(1), 0xff, job.output_bytes());
+    device.sync();
+    session.align();
+    device.mark(0);
+    for (int i = 0; i < iterations; ++i) {
+        stretch();
+        device.mark(i + 1);
+    }
+    device.sync();
+    std::vector<double> samples;
+    for (int i = 0; i < iterations; ++i) {
+        samples.push_back(device.between_us(i, i + 1) / pairs);
+    }
+    measured.pair = timing_of(session.slowest(samples));
+    measured.pairs = pairs;
+    const int last = (pairs + 1) % 2;
+    const int steps = (pairs - 1) % restart + 1;
+    measured.chain = check_chain(job.world(), session.rank(), steps, job.own_rounding(), job.output_on_host(last));
+}
+
+// Each operation alone: all ranks idle, then started together.
+void time_operations(Job &job, double estimate_us, Measured &measured) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    const int iterations = iterations_for(session, op_budget_us, estimate_us);
+    enum { dispatch_start, dispatch_end, combine_start, combine_end, marks };
+    device.reserve_marks(marks);
+    const auto round = [&] {
+        session.align();
+        device.mark(dispatch_start);
+        job.dispatch(job.tokens());
+        device.mark(dispatch_end);
+        session.align();
+        device.mark(combine_start);
+        job.combine_received(job.output(0));
+        device.mark(combine_end);
+    };
+    int graph = -1;
+    if (measured.graph && session.start_note().empty()) {
+        device.begin_capture();
+        round();
+        graph = device.end_capture();
+    }
+    std::vector<double> dispatches;
+    std::vector<double> combines;
+    for (int i = -session.options().warmup; i < iterations; ++i) {
+        session.barrier();
+        if (graph >= 0) {
+            device.launch(graph);
+        } else {
+            round();
+        }
+        device.sync();
+        if (i >= 0) {
+            dispatches.push_back(device.between_us(dispatch_start, dispatch_end));
+            combines.push_back(device.between_us(combine_start, combine_end));
+        }
+    }
+    measured.dispatch = timing_of(session.slowest(dispatches));
+    measured.combine = timing_of(session.slowest(combines));
+}
+
+// The least that a pair on the host must do: each row read once and written once for each distinct rank, each partial row read
+// once, each output row written once. All ranks copy at the same time.
+double time_memcpy(Job &job) {
+    const Session &session = job.session();
+    const World &world = job.world();
+    const auto row_bytes = static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
+    const int64_t tokens = world.tokens[static_cast<size_t>(session.rank())];
+    std::vector<int> distinct;
+    size_t sent = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+        distinct.push_back(world.distinct_ranks(session.rank(), t));
+        sent += static_cast<size_t>(distinct.back());
+    }
+    std::vector<char> rows(sent * row_bytes);
+    auto *source = static_cast<char *>(job.tokens());
+    auto *output = static_cast<char *>(job.output(0));
+    std::memset(rows.data(), 1, rows.size());
+    std::vector<double> samples;
+    for (int i = 0; i < least_iterations + 1; ++i) {
+        session.align();
+        const auto start = std::chrono::steady_clock::now();
+        size_t to = 0;
+        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
+            for (int copy = 0; copy < distinct[t]; ++copy, to += row_bytes) {
+                std::memcpy(rows.data() + to, source + t * row_bytes, row_bytes);
+            }
+        }
+        to = 0;
+        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
+            for (int copy = 0; copy < distinct[t]; ++copy, to += row_bytes) {
+                std::memcpy(output + t * row_bytes, rows.data() + to, row_bytes);
+            }
+        }
+        const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+        if (i > 0) {
+            samples.push_back(us);
+        }
+    }
+    return timing_of(session.slowest(samples)).p50;
+}
+
+}  // namespace
+
+Measured measure(Job &job, Channel &channel, const std::string &name) {
+    const Session &session = job.session();
+    Measured measured;
+    measured.graph = session.options().graph && session.device().graphs() && !job.blocks();
+    const double estimate_us = pair_estimate_us(job);
+    channel.send({{"at", name + ": timing pairs"}});
+    time_pairs(job, estimate_us, measured);
+    channel.send({{"at", name + ": timing dispatch and combine"}});
+    time_operations(job, estimate_us, measured);
+    if (!session.on_cuda()) {
+        measured.memcpy_us = time_memcpy(job);
+    }
+    return measured;
+}
+
+}  // namespace perf

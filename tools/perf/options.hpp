@@ -1,0 +1,50 @@
+// What the user asked for. The same struct travels to every rank as JSON.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace perf {
+
+struct PairOptions {
+    std::string device = "auto";
+    int ranks = 0;  // 0: one per GPU, on the host 2
+    std::string manager = "one-sided";
+    std::vector<int> tokens = {1, 128, 4096};
+    int hidden = 7168;
+    int topk = 0;     // 0: 8, or the number that the ids file has
+    int experts = 0;  // 0: 256, or the number that the load file has
+    std::string dtype = "bf16";
+    std::vector<std::string> routing = {"uniform"};
+    bool graph = false;
+    bool check = false;
+    bool threads = false;
+    std::string json;
+    int iterations = 0;  // 0: about a second's worth
+    int warmup = 2;
+    int pairs = 0;  // 0: 20 on CUDA, fewer on the host for large batches
+    int sms = 0;
+    uint64_t seed = 1;
+    double timeout = 30;
+    std::string provider = "auto";
+    double mask = 0;
+    bool uneven = false;
+    std::string corrupt;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, hidden, topk, experts, dtype, routing, graph,
+                                   check, threads, json, iterations, warmup, pairs, sms, seed, timeout, provider, mask, uneven,
+                                   corrupt)
+
+struct LinkOptions {
+    std::string device = "auto";
+    std::vector<int> gpus = {0, 1};
+    double megabytes = 256;
+    int threads = 0;  // 0: all cores
+    double timeout = 30;
+    std::string json;
+};
+
+}  // namespace perf

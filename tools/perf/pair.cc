@@ -1,0 +1,76 @@
+#include "pair.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include <fmt/format.h>
+
+#include <moelink/moelink.h>
+
+#include "device.hpp"
+#include "launcher.hpp"
+#include "rank.hpp"
+#include "report.hpp"
+#include "routing.hpp"
+#include "values.hpp"
+
+namespace perf {
+
+namespace {
+
+void resolve_device(PairOptions &options) {
+    int32_t gpus = 0;
+    const bool known = moelink_device_count(&gpus) == MOELINK_OK;
+    if (options.device == "auto") {
+        options.device = known && gpus > 0 && built_with_cuda() ? "cuda" : "host";
+    }
+    if (options.device == "cuda" && !built_with_cuda()) {
+        throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
+    }
+    if (options.device == "cuda" && gpus == 0) {
+        const std::string why = moelink_last_error();
+        throw std::invalid_argument(fmt::format("--device cuda: no GPU is found{}{}", why.empty() ? "" : ": ", why));
+    }
+    if (options.ranks == 0) {
+        options.ranks = options.device == "cuda" ? std::max(2, gpus) : 2;
+    }
+}
+
+// What can be said before any rank is started.
+void check_options(const PairOptions &options) {
+    manager_kind(options.manager);
+    provider_of(options.provider);
+    dtype_of(options.dtype);
+    if (options.topk > MOELINK_MAX_TOP_K) {
+        throw std::invalid_argument(fmt::format("--topk is {}; at most {} works", options.topk, int{MOELINK_MAX_TOP_K}));
+    }
+    if (options.uneven && options.ranks < 2) {
+        throw std::invalid_argument("--uneven needs at least two ranks");
+    }
+}
+
+}  // namespace
+
+int run_pair(PairOptions options, const std::string &command) {
+    resolve_device(options);
+    options.check = options.check || !options.corrupt.empty();
+    check_options(options);
+    const auto routings = make_routings(options);
+    check_options(options);
+    Report report(options, command);
+    if (options.graph && (options.device == "host" || manager_kind(options.manager) == MOELINK_MANAGER_REFERENCE)) {
+        report.note(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
+                                             : "the reference manager blocks the host: --graph was ignored, calls were eager");
+        options.graph = false;
+    }
+    for (const auto &routing : routings) {
+        if (!routing.note.empty()) {
+            report.note(routing.note);
+        }
+    }
+    const auto listener = [&](int rank, const nlohmann::json &message) { report.take(rank, message); };
+    const bool ended = options.threads ? run_threads(options, listener) : run_processes(options, listener);
+    return report.finish(ended);
+}
+
+}  // namespace perf

@@ -1,0 +1,224 @@
+#include "rank.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "measure.hpp"
+#include "routing.hpp"
+#include "session.hpp"
+
+namespace perf {
+
+int ordinal_of(const PairOptions &options, int rank) {
+    int32_t count = 0;
+    if (options.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
+        return -1;
+    }
+    return rank % count;
+}
+
+namespace {
+
+// What a rank knows of one case's correctness, summed over the ranks.
+struct Verdict {
+    uint64_t compared = 0;
+    uint64_t wrong = 0;
+};
+
+class Case {
+public:
+    Case(const Session &session, const Routing &routing, int tokens, std::string name, Channel &channel)
+        : session_(session),
+          routing_(routing),
+          name_(std::move(name)),
+          channel_(channel),
+          world_((announce("drawing tokens and routes"), World(session.options(), routing, tokens))) {}
+
+    // Runs it; the row goes out from rank 0. Returns the number of wrong values on all ranks.
+    uint64_t run() {
+        announce("allocating the workspace");
+        Job job(session_, world_);
+        job.decoy();
+        if (session_.options().check) {
+            announce("checking");
+            checked_round(job, false, "before timing");
+        }
+        Measured measured = measure(job, channel_, name_);
+        judge(measured.chain, "in the outputs of the timing run");
+        if (session_.options().check) {
+            announce("checking again");
+            job.decoy();
+            checked_round(job, measured.graph, "after timing");
+        }
+        Verdict all;
+        for (const Verdict &one : session_.gather(verdict_)) {
+            all.compared += one.compared;
+            all.wrong += one.wrong;
+        }
+        if (session_.rank() == 0) {
+            channel_.send({{"row", row_of(job, measured, all)}});
+        }
+        return all.wrong;
+    }
+
+private:
+    void announce(const char *step) const { channel_.send({{"at", fmt::format("{}: {}", name_, step)}}); }
+
+    void judge(const CheckResult &result, const std::string &where) {
+        verdict_.compared += result.compared;
+        verdict_.wrong += result.wrong;
+        if (result.wrong > 0) {
+            channel_.send({{"wrong", fmt::format("{}: {} wrong values of {} {}; the first: {}", name_, result.wrong,
+                                                 result.compared, where, result.first)}});
+        }
+    }
+
+    // Dispatch, expert work and combine on poisoned memory, everything compared.
+    void checked_round(Job &job, bool as_graph, const char *when) {
+        const bool corrupts = session_.rank() == session_.ranks() - 1;
+        const std::string &corrupt = session_.options().corrupt;
+        job.poison();
+        if (as_graph) {
+            Device &device = session_.device();
+            device.begin_capture();
+            job.dispatch(job.tokens());
+            job.run_experts();
+            job.combine_experts(job.output(0));
+            device.launch(device.end_capture());
+            // The rows stay in the workspace until a peer's next dispatch, which comes after everybody's check.
+            judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()),
+                  fmt::format("in a dispatch {} (graph)", when));
+        } else {
+            job.dispatch(job.tokens());
+            if (corrupts && corrupt == "dispatch") {
+                job.corrupt_received();
+            }
+            judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()),
+                  fmt::format("in a dispatch {}", when));
+            job.run_experts();
+            job.combine_experts(job.output(0));
+            if (corrupts && corrupt == "combine") {
+                job.corrupt_output(0);
+            }
+        }
+        const int extra_roundings = job.own_rounding() ? session_.ranks() : 0;
+        judge(check_combine(world_, session_.rank(), extra_roundings, job.output_on_host(0)),
+              fmt::format("in a combine {}{}", when, as_graph ? " (graph)" : ""));
+        session_.barrier();
+    }
+
+    nlohmann::json row_of(const Job &job, const Measured &measured, const Verdict &all) const {
+        int64_t dispatch_rows = 0;
+        int64_t combine_rows = 0;
+        int64_t most_received = 0;
+        int64_t all_received = 0;
+        const int ranks = session_.ranks();
+        for (int rank = 0; rank < ranks; ++rank) {
+            int64_t out = 0;
+            int64_t in = 0;
+            int64_t gathered = 0;
+            for (int peer = 0; peer < ranks; ++peer) {
+                if (peer != rank) {
+                    out += world_.rows_between(rank, peer);
+                    in += world_.rows_between(peer, rank);
+                    gathered += world_.tokens[static_cast<size_t>(peer)];
+                }
+            }
+            const int64_t received = in + world_.rows_between(rank, rank);
+            most_received = std::max(most_received, received);
+            all_received += received;
+            const int64_t own = world_.tokens[static_cast<size_t>(rank)] * (ranks - 1);
+            dispatch_rows = std::max({dispatch_rows, job.gathers_all() ? std::max(gathered, own) : std::max(in, out)});
+            combine_rows = std::max({combine_rows, job.own_rounding() ? std::max(gathered, own) : std::max(in, out)});
+        }
+        const double row_bytes = static_cast<double>(world_.hidden) * world_.dtype.bytes;
+        const double bytes = static_cast<double>(dispatch_rows + combine_rows) * row_bytes;
+        nlohmann::json row = {
+            {"tokens", world_.most_tokens()},
+            {"routing", routing_.name},
+            {"rows_crossed", dispatch_rows},
+            {"dispatch_us_p50", measured.dispatch.p50},
+            {"dispatch_us_p99", measured.dispatch.p99},
+            {"combine_us_p50", measured.combine.p50},
+            {"combine_us_p99", measured.combine.p99},
+            {"pair_us_p50", measured.pair.p50},
+            {"pair_us_p99", measured.pair.p99},
+            {"pair_us_max", measured.pair.most},
+            {"wire_gbps", measured.pair.p50 > 0 ? bytes / measured.pair.p50 * 1e-3 : 0.0},
+            {"workspace_mib", static_cast<double>(job.workspace_bytes()) / (1 << 20)},
+            {"skew", all_received > 0 ? static_cast<double>(most_received) * ranks / static_cast<double>(all_received) : 1.0},
+            {"checked", all.wrong > 0              ? "WRONG"
+                        : session_.options().check ? "yes"
+                                                   : "no"},
+            {"values_compared", all.compared},
+            {"values_wrong", all.wrong},
+            {"graph", measured.graph},
+            {"pairs", measured.pairs},
+            {"pair_samples", measured.pair.samples},
+            {"operation_samples", measured.dispatch.samples},
+        };
+        if (measured.memcpy_us > 0) {
+            row["memcpy_us"] = measured.memcpy_us;
+        }
+        return row;
+    }
+
+    const Session &session_;
+    const Routing &routing_;
+    std::string name_;
+    Channel &channel_;
+    World world_;
+    Verdict verdict_;
+};
+
+void send_setting(const Session &session, Channel &channel) {
+    struct Name {
+        char text[128];
+    };
+    Name mine{};
+    const std::string described = session.device().describe();
+    std::memcpy(mine.text, described.data(), std::min(described.size(), sizeof mine.text - 1));
+    const auto names = session.gather(mine);
+    if (session.rank() != 0) {
+        return;
+    }
+    nlohmann::json devices = nlohmann::json::array();
+    for (const Name &name : names) {
+        devices.push_back(name.text);
+    }
+    channel.send({{"setting", {{"devices", devices}, {"device", session.on_cuda() ? "cuda" : "host"}}}});
+    if (!session.start_note().empty()) {
+        channel.send({{"note", session.start_note()}});
+    }
+}
+
+}  // namespace
+
+bool run_rank(const PairOptions &given, const std::function<moelink_group *()> &join, Channel &channel) {
+    try {
+        PairOptions options = given;
+        const auto routings = make_routings(options);
+        channel.send({{"at", "joining the group"}});
+        Session session(options, join());
+        send_setting(session, channel);
+        uint64_t wrong = 0;
+        const size_t cases = options.tokens.size() * routings.size();
+        size_t number = 0;
+        for (const auto &routing : routings) {
+            for (const int tokens : options.tokens) {
+                const std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
+                wrong += Case(session, routing, tokens, name, channel).run();
+            }
+        }
+        must(moelink_group_finalize(session.group()), "moelink_group_finalize");
+        channel.send({{"done", wrong}});
+        return true;
+    } catch (const std::exception &error) {
+        channel.send({{"error", error.what()}});
+        return false;
+    }
+}
+
+}  // namespace perf

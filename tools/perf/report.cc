@@ -1,0 +1,237 @@
+#include "report.hpp"
+
+#include <cstdio>
+#include <ctime>
+#include <stdexcept>
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <moelink/moelink.h>
+
+namespace perf {
+
+namespace {
+
+constexpr auto rare = std::chrono::seconds(10);  // between lines of progress where there is no terminal
+
+struct Column {
+    const char *head;
+    const char *unit;
+    int width;
+};
+constexpr Column columns[] = {
+    {"tokens", "per rank", 8},
+    {"routing", "", -15},
+    {"rows", "crossed", 8},
+    {"dispatch", "us p50", 9},
+    {"", "p99", 9},
+    {"combine", "us p50", 9},
+    {"", "p99", 9},
+    {"pair", "us p50", 9},
+    {"", "p99", 9},
+    {"pair /", "memcpy", 7},
+    {"wire", "GB/s", 7},
+    {"space", "MiB", 9},
+    {"skew of", "rows", 7},
+    {"checked", "", 7},
+};
+
+std::string cell(const Column &column, const std::string &text) {
+    return column.width < 0 ? fmt::format("{:<{}}", text, -column.width) : fmt::format("{:>{}}", text, column.width);
+}
+
+void print_line(std::string line) {
+    line.resize(line.find_last_not_of(' ') + 1);
+    fmt::print("{}\n", line);
+}
+
+// Four significant digits as far as that goes.
+std::string number(double value) {
+    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
+}
+
+}  // namespace
+
+nlohmann::json document_head(const std::string &command) {
+    char date[32] = "";
+    const std::time_t now = std::time(nullptr);
+    std::tm parts{};
+    gmtime_r(&now, &parts);
+    std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &parts);
+    return {{"program", "moelink-perf"}, {"command", command}, {"date", date}, {"version", moelink_version_string()}};
+}
+
+void write_json(const std::string &path, const nlohmann::json &document) {
+    const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+    std::FILE *file = path == "-" ? stdout : std::fopen(path.c_str(), "w");
+    if (file == nullptr) {
+        throw std::runtime_error(fmt::format("{}: cannot be written", path));
+    }
+    const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const bool closed = (file == stdout ? std::fflush(file) : std::fclose(file)) == 0;
+    if (!written || !closed) {
+        throw std::runtime_error(fmt::format("{}: could not be written in full", path));
+    }
+}
+
+Report::Report(const PairOptions &options, std::string command)
+    : options_(options),
+      document_(document_head(command)),
+      terminal_(::isatty(STDERR_FILENO) != 0),
+      last_progress_(std::chrono::steady_clock::now()) {
+    document_["rows"] = nlohmann::json::array();
+}
+
+void Report::note(const std::string &text) {
+    notes_.push_back(text);
+}
+
+void Report::take(int rank, const nlohmann::json &message) {
+    if (message.contains("at")) {
+        if (rank == 0) {
+            show_progress(message["at"]);
+        }
+        return;
+    }
+    clear_progress();
+    if (message.contains("row")) {
+        wrong_ = wrong_ || message["row"]["checked"] == "WRONG";
+        document_["rows"].push_back(message["row"]);
+        print_row(message["row"]);
+    } else if (message.contains("setting")) {
+        document_.update(message["setting"]);
+        print_head();
+    } else if (message.contains("note")) {
+        note(message["note"]);
+    } else if (message.contains("wrong")) {
+        wrong_ = true;
+        fmt::print(stderr, "rank {}: {}\n", rank, message["wrong"].get<std::string>());
+    } else if (message.contains("error")) {
+        const bool stopped = message.contains("stopped") && message["stopped"].get<bool>();
+        document_["errors"].push_back({{"rank", rank}, {"text", message["error"]}});
+        errors_ += 1;
+        fmt::print(stderr, "rank {}: {}{}\n", rank, stopped ? "" : "error: ", message["error"].get<std::string>());
+    } else if (message.contains("text")) {
+        fmt::print(stderr, "rank {}: {}\n", rank, message["text"].get<std::string>());
+    }
+}
+
+void Report::print_head() {
+    if (options_.json == "-" || head_printed_) {
+        return;
+    }
+    head_printed_ = true;
+    const auto &devices = document_["devices"];
+    std::string names = devices.at(0);
+    for (size_t i = 1; i < devices.size() && document_["device"] == "cuda"; ++i) {
+        names += fmt::format(", {}", devices[i].get<std::string>());
+    }
+    fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), options_.ranks,
+               options_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
+    fmt::print("{}, hidden {} {}, top-{} of {} experts, {}\n\n", options_.manager, options_.hidden, options_.dtype, options_.topk,
+               options_.experts, options_.graph ? "graph replay" : "eager calls");
+    std::string heads;
+    std::string units;
+    for (const Column &column : columns) {
+        heads += cell(column, column.head) + ' ';
+        units += cell(column, column.unit) + ' ';
+    }
+    print_line(heads);
+    print_line(units);
+    std::fflush(stdout);
+}
+
+void Report::print_row(const nlohmann::json &row) {
+    if (options_.json == "-") {
+        return;
+    }
+    const std::string texts[] = {
+        std::to_string(row["tokens"].get<int64_t>()),
+        row["routing"],
+        std::to_string(row["rows_crossed"].get<int64_t>()),
+        number(row["dispatch_us_p50"]),
+        number(row["dispatch_us_p99"]),
+        number(row["combine_us_p50"]),
+        number(row["combine_us_p99"]),
+        number(row["pair_us_p50"]),
+        number(row["pair_us_p99"]),
+        row.contains("memcpy_us") ? fmt::format("{:.2f}", row["pair_us_p50"].get<double>() / row["memcpy_us"].get<double>())
+                                  : "-",
+        number(row["wire_gbps"]),
+        fmt::format("{:.1f}", row["workspace_mib"].get<double>()),
+        fmt::format("{:.2f}", row["skew"].get<double>()),
+        row["checked"],
+    };
+    size_t i = 0;
+    std::string line;
+    for (const Column &column : columns) {
+        line += cell(column, texts[i++]) + ' ';
+    }
+    print_line(line);
+    std::fflush(stdout);
+}
+
+void Report::show_progress(const std::string &text) {
+    const auto now = std::chrono::steady_clock::now();
+    if (terminal_) {
+        fmt::print(stderr, "\r\033[K{}", text);
+        progress_shown_ = true;
+    } else if (now - last_progress_ > rare) {
+        fmt::print(stderr, "{}\n", text);
+        last_progress_ = now;
+    }
+    std::fflush(stderr);
+}
+
+void Report::clear_progress() {
+    if (progress_shown_) {
+        fmt::print(stderr, "\r\033[K");
+        progress_shown_ = false;
+    }
+}
+
+int Report::finish(bool every_rank_ended) {
+    clear_progress();
+    document_["settings"] = options_;
+    document_["notes"] = notes_;
+    const bool good = every_rank_ended && !wrong_ && errors_ == 0;
+    document_["ok"] = good;
+    const auto &rows = document_["rows"];
+    if (options_.json != "-" && !rows.empty()) {
+        fmt::print(
+            "\nEvery time is the slowest rank's. Pair: dispatch and combine many times in a row, without expert work, each dispatch\n"
+            "reading the combine before it. Dispatch, combine: alone, from idle. Rows crossed: to or from other ranks in one\n"
+            "dispatch, busiest rank. Wire: those rows, there and back, over the pair's p50. Space: one rank's workspace. Skew: received rows,\n"
+            "most over mean.\n");
+        if (document_["device"] == "host") {
+            fmt::print(
+                "Pair / memcpy: the pair's p50 over the time that the same threads need to memcpy the bytes that must move.\n");
+        }
+        for (const std::string &text : notes_) {
+            fmt::print("Note: {}.\n", text);
+        }
+        uint64_t compared = 0;
+        for (const auto &row : rows) {
+            compared += row["values_compared"].get<uint64_t>();
+        }
+        if (good && options_.check) {
+            fmt::print("All {} values compared were right.\n", compared);
+        }
+        std::fflush(stdout);
+    }
+    if (!options_.json.empty()) {
+        write_json(options_.json, document_);
+    }
+    if (!every_rank_ended || errors_ > 0) {
+        fmt::print(stderr, "moelink-perf: not every rank came to its end; the errors above say why\n");
+        return 1;
+    }
+    if (wrong_) {
+        fmt::print(stderr, "moelink-perf: WRONG RESULTS; see above\n");
+        return 1;
+    }
+    return 0;
+}
+
+}  // namespace perf

@@ -1,0 +1,46 @@
+// What a person sees, and the JSON file.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "options.hpp"
+
+namespace perf {
+
+class Report {
+public:
+    Report(const PairOptions &options, std::string command);
+
+    // A message of a rank (see channel.hpp and launcher.hpp).
+    void take(int rank, const nlohmann::json &message);
+    void note(const std::string &text);
+    // The table's last line and its legend; writes the JSON file. Returns the program's exit code.
+    int finish(bool every_rank_ended);
+
+private:
+    void print_head();
+    void print_row(const nlohmann::json &row);
+    void show_progress(const std::string &text);
+    void clear_progress();
+
+    const PairOptions &options_;
+    nlohmann::json document_;
+    std::vector<std::string> notes_;
+    bool terminal_;
+    bool head_printed_ = false;
+    bool progress_shown_ = false;
+    bool wrong_ = false;
+    int errors_ = 0;
+    std::chrono::steady_clock::time_point last_progress_;
+};
+
+// Writes a document to a file, or to standard output for "-". Throws std::runtime_error.
+void write_json(const std::string &path, const nlohmann::json &document);
+// Date and time, and what was measured with: the head of every JSON document.
+nlohmann::json document_head(const std::string &command);
+
+}  // namespace perf

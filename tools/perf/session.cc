@@ -1,0 +1,290 @@
+#include "session.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include <fmt/format.h>
+
+#include "rank.hpp"
+
+namespace perf {
+
+void must(moelink_status status, const char *call) {
+    if (status != MOELINK_OK) {
+        const std::string text = moelink_last_error();
+        throw std::runtime_error(
+            fmt::format("{}: {}: {}", call, moelink_status_name(status), text.empty() ? moelink_status_string(status) : text));
+    }
+}
+
+int32_t manager_kind(const std::string &name) {
+    std::string known;
+    for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
+        if (name == moelink_manager_kind_name(kind)) {
+            return kind;
+        }
+        known += fmt::format("{}{}", known.empty() ? "" : ", ", moelink_manager_kind_name(kind));
+    }
+    throw std::invalid_argument(fmt::format("unknown manager \"{}\"; choose one of {}", name, known));
+}
+
+int32_t provider_of(const std::string &name) {
+    std::string known = "auto";
+    if (name == known) {
+        return MOELINK_MEMORY_AUTO;
+    }
+    for (int32_t provider = MOELINK_MEMORY_FABRIC; provider <= MOELINK_MEMORY_HOST_SHM; ++provider) {
+        if (name == moelink_provider_name(provider)) {
+            return provider;
+        }
+        known += fmt::format(", {}", moelink_provider_name(provider));
+    }
+    throw std::invalid_argument(fmt::format("unknown provider \"{}\"; choose one of {}", name, known));
+}
+
+Session::Session(const PairOptions &options, moelink_group *group)
+    : options_(options),
+      group_(group),
+      rank_(moelink_group_rank(group)),
+      on_cuda_(moelink_group_device(group) == MOELINK_DEVICE_CUDA) {
+    device_ = on_cuda_ ? make_cuda_device(moelink_group_device_ordinal(group), options.experts) : make_host_device();
+    moelink_memory_params params = MOELINK_MEMORY_PARAMS_INIT;
+    params.bytes = sizeof(uint64_t) * static_cast<uint64_t>(ranks() + 2);
+    moelink_memory *memory = nullptr;
+    if (moelink_memory_create(group, &params, &memory) != MOELINK_OK) {
+        start_note_ = fmt::format("ranks are aligned by the group's barrier, which starts them some ten us apart: {}",
+                                  moelink_last_error());
+        return;
+    }
+    start_memory_.reset(memory);
+    for (int peer = 0; peer < ranks(); ++peer) {
+        void *address = nullptr;
+        must(moelink_memory_peer(memory, peer, &address), "moelink_memory_peer");
+        start_words_.push_back(address);
+    }
+    start_line_ = {start_words_.data(), rank_, ranks(), static_cast<uint64_t>(options.timeout * 1e9)};
+    device_->prepare_start_line(start_line_);
+    barrier();
+}
+
+Session::~Session() {
+    try {
+        device_->forget_start_line();
+    } catch (const std::exception &) {
+        // The device's error was reported where it first came up.
+    }
+}
+
+void Session::align() const {
+    if (start_memory_) {
+        device_->wait_start_line(start_line_);
+    } else {
+        device_->sync();
+        barrier();
+    }
+}
+
+std::vector<double> Session::slowest(const std::vector<double> &mine) const {
+    std::vector<double> all(mine.size() * static_cast<size_t>(ranks()));
+    must(moelink_group_allgather(group(), mine.data(), all.data(), mine.size() * sizeof(double)), "moelink_group_allgather");
+    std::vector<double> most = mine;
+    for (size_t i = 0; i < all.size(); ++i) {
+        most[i % mine.size()] = std::max(most[i % mine.size()], all[i]);
+    }
+    return most;
+}
+
+Job::Job(const Session &session, const World &world)
+    : session_(session),
+      world_(world),
+      kind_(manager_kind(session.options().manager)),
+      row_bytes_(static_cast<uint64_t>(world.hidden) * static_cast<uint64_t>(world.dtype.bytes)),
+      tokens_here_(static_cast<uint64_t>(world.tokens[static_cast<size_t>(session.rank())])),
+      rank_tokens_(world.tokens) {
+    const PairOptions &options = session.options();
+    moelink_manager *manager = nullptr;
+    must(moelink_manager_create(session.group(), kind_, nullptr, &manager), "moelink_manager_create");
+    manager_.reset(manager);
+    moelink_manager_config config = MOELINK_MANAGER_CONFIG_INIT;
+    config.max_tokens = static_cast<int32_t>(world.most_tokens());
+    config.top_k = world.topk;
+    config.num_experts = world.experts;
+    config.payload_count = 1;
+    config.payload_row_bytes = &row_bytes_;
+    config.combine_row_bytes = row_bytes_;
+    config.sm_budget = options.sms;
+    config.timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
+    config.provider = provider_of(options.provider);
+    must(moelink_manager_init(manager, &config), "moelink_manager_init");
+    moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
+    must(moelink_manager_sizes_of(manager, &sizes), "moelink_manager_sizes_of");
+    workspace_bytes_ = sizes.workspace_bytes;
+
+    Device &device = session.device();
+    tokens_ = device.alloc(output_bytes());
+    outputs_[0] = device.alloc(output_bytes());
+    outputs_[1] = device.alloc(output_bytes());
+    const auto &ids = world.ids[static_cast<size_t>(session.rank())];
+    const auto &weights = world.weights[static_cast<size_t>(session.rank())];
+    ids_ = device.alloc(ids.size() * sizeof(int32_t));
+    decoy_ids_ = device.alloc(ids.size() * sizeof(int32_t));
+    weights_ = device.alloc(weights.size() * sizeof(float));
+    device.copy_in(ids_, ids.data(), ids.size() * sizeof(int32_t));
+    device.copy_in(weights_, weights.data(), weights.size() * sizeof(float));
+    std::vector<int32_t> others(ids);
+    for (auto &id : others) {
+        id = id < 0 ? 0 : (id + world.experts / 2 + 1) % world.experts;
+    }
+    device.copy_in(decoy_ids_, others.data(), others.size() * sizeof(int32_t));
+    std::vector<char> row(row_bytes_);
+    std::vector<char> block;
+    constexpr uint64_t block_bytes = 16u << 20;
+    uint64_t copied = 0;
+    for (uint64_t token = 0; token < tokens_here_; ++token) {
+        fill_row(world.dtype, world.seed, session.rank(), static_cast<int64_t>(token), world.hidden, row.data());
+        block.insert(block.end(), row.begin(), row.end());
+        if (block.size() >= block_bytes || token + 1 == tokens_here_) {
+            device.copy_in(static_cast<char *>(tokens_) + copied, block.data(), block.size());
+            copied += block.size();
+            block.clear();
+        }
+    }
+}
+
+Job::~Job() {
+    manager_.reset();
+    session_.device().free_all();
+}
+
+void Job::dispatch(const void *tokens, const void *ids) {
+    moelink_dispatch_args args = MOELINK_DISPATCH_ARGS_INIT;
+    moelink_rows payload{const_cast<void *>(tokens), row_bytes_, 0, world_.dtype.id, 0};
+    args.num_tokens = static_cast<int32_t>(tokens_here_);
+    args.topk_ids = ids;
+    args.topk_weights = static_cast<const float *>(weights_);
+    args.rank_tokens = rank_tokens_.data();
+    args.payload_count = 1;
+    args.payloads = &payload;
+    view_.payloads = &view_rows_;
+    must(moelink_dispatch(manager_.get(), &args, session_.device().stream(), &view_), "moelink_dispatch");
+}
+
+void Job::combine(void *rows, uint64_t stride, void *output) {
+    moelink_combine_args args = MOELINK_COMBINE_ARGS_INIT;
+    args.input = {rows, row_bytes_, stride, world_.dtype.id, 0};
+    args.output = {output, row_bytes_, 0, world_.dtype.id, 0};
+    must(moelink_combine(manager_.get(), &args, session_.device().stream()), "moelink_combine");
+}
+
+void Job::combine_received(void *output) {
+    combine(view_rows_.data, view_rows_.row_stride, output);
+}
+
+void Job::run_experts() {
+    if (expert_rows_ == nullptr) {
+        throw std::logic_error("the experts' rows are allocated by poison()");
+    }
+    session_.device().experts({view_rows_.data, view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_, view_.topk_ids,
+                               view_.topk_weights, view_.recv_counts, expert_rows_, view_.slots_per_rank, world_.ranks,
+                               world_.topk, world_.hidden, world_.experts, world_.dtype});
+}
+
+void Job::combine_experts(void *output) {
+    combine(expert_rows_, row_bytes_, output);
+}
+
+void Job::decoy() {
+    session_.device().fill(outputs_[0], 0xff, output_bytes());
+    dispatch(outputs_[0], decoy_ids_);
+    combine_received(outputs_[1]);
+    session_.device().sync();
+}
+
+void Job::poison() {
+    Device &device = session_.device();
+    const auto rows = static_cast<uint64_t>(view_.row_capacity);
+    if (expert_rows_ == nullptr) {
+        expert_rows_ = device.alloc(rows * row_bytes_);
+    }
+    session_.barrier();  // no peer still writes
+    constexpr int not_a_number = 0xff;
+    const uint64_t stride = view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_;
+    device.fill(view_rows_.data, not_a_number, rows > 0 ? (rows - 1) * stride + row_bytes_ : 0);
+    device.fill(view_.topk_weights, not_a_number, rows * static_cast<uint64_t>(world_.topk) * sizeof(float));
+    device.fill(expert_rows_, not_a_number, rows * row_bytes_);
+    device.fill(outputs_[0], not_a_number, output_bytes());
+    device.fill(outputs_[1], not_a_number, output_bytes());
+    device.sync();
+    session_.barrier();  // no peer writes yet
+}
+
+Received Job::received() const {
+    Device &device = session_.device();
+    device.sync();
+    Received got;
+    const auto ranks = static_cast<size_t>(world_.ranks);
+    const auto rows = static_cast<size_t>(view_.row_capacity);
+    got.slots = view_.slots_per_rank;
+    got.counts.resize(ranks);
+    got.ids.resize(rows * static_cast<size_t>(world_.topk));
+    got.weights.resize(got.ids.size());
+    device.copy_out(got.counts.data(), view_.recv_counts, ranks * sizeof(int32_t));
+    device.copy_out(got.ids.data(), view_.topk_ids, got.ids.size() * sizeof(int32_t));
+    device.copy_out(got.weights.data(), view_.topk_weights, got.weights.size() * sizeof(float));
+    const uint64_t stride = view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_;
+    for (size_t source = 0; source < ranks; ++source) {
+        const auto count = static_cast<uint64_t>(std::clamp<int64_t>(got.counts[source], 0, got.slots));
+        auto &packed = got.rows.emplace_back(count * row_bytes_);
+        const char *from = static_cast<const char *>(view_rows_.data) + source * static_cast<uint64_t>(got.slots) * stride;
+        if (stride == row_bytes_) {
+            device.copy_out(packed.data(), from, packed.size());
+        } else {
+            for (uint64_t row = 0; row < count; ++row) {
+                device.copy_out(packed.data() + row * row_bytes_, from + row * stride, row_bytes_);
+            }
+        }
+    }
+    return got;
+}
+
+std::vector<char> Job::output_on_host(int which) const {
+    session_.device().sync();
+    std::vector<char> output(output_bytes());
+    session_.device().copy_out(output.data(), outputs_[which], output.size());
+    return output;
+}
+
+namespace {
+
+void flip(Device &device, void *value) {
+    unsigned char byte = 0;
+    device.copy_out(&byte, value, 1);
+    byte ^= 1;  // the last bit of a mantissa
+    device.copy_in(value, &byte, 1);
+}
+
+}  // namespace
+
+void Job::corrupt_received() {
+    session_.device().sync();
+    std::vector<int32_t> counts(static_cast<size_t>(world_.ranks));
+    session_.device().copy_out(counts.data(), view_.recv_counts, counts.size() * sizeof(int32_t));
+    const uint64_t stride = view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_;
+    for (size_t source = 0; source < counts.size(); ++source) {
+        if (counts[source] > 0) {
+            flip(session_.device(),
+                 static_cast<char *>(view_rows_.data) + source * static_cast<uint64_t>(view_.slots_per_rank) * stride);
+            return;
+        }
+    }
+}
+
+void Job::corrupt_output(int which) {
+    session_.device().sync();
+    if (output_bytes() > 0) {
+        // The top byte of a value (sign, exponent), so that no tolerance covers it.
+        session_.device().fill(static_cast<char *>(outputs_[which]) + world_.dtype.bytes - 1, 0x7b, 1);
+    }
+}
+
+}  // namespace perf

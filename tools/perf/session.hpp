@@ -1,0 +1,132 @@
+// A rank's group, device and manager, with MoELink's errors as exceptions.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <moelink/moelink.h>
+
+#include "check.hpp"
+#include "device.hpp"
+#include "options.hpp"
+
+namespace perf {
+
+// Throws std::runtime_error with the call, the status and the library's text.
+void must(moelink_status status, const char *call);
+
+struct GroupCloser {
+    void operator()(moelink_group *group) const { moelink_group_destroy(group); }
+};
+struct ManagerCloser {
+    void operator()(moelink_manager *manager) const { moelink_manager_destroy(manager); }
+};
+struct MemoryCloser {
+    void operator()(moelink_memory *memory) const { moelink_memory_destroy(memory); }
+};
+
+// What one rank has for the whole run.
+class Session {
+public:
+    Session(const PairOptions &options, moelink_group *group);
+    ~Session();
+    Session(const Session &) = delete;
+    Session &operator=(const Session &) = delete;
+
+    const PairOptions &options() const { return options_; }
+    moelink_group *group() const { return group_.get(); }
+    Device &device() const { return *device_; }
+    int rank() const { return rank_; }
+    int ranks() const { return options_.ranks; }
+    bool on_cuda() const { return on_cuda_; }
+    // Why ranks are aligned by the group's barrier and not on the device; "" when they are aligned on the device.
+    const std::string &start_note() const { return start_note_; }
+
+    void barrier() const { must(moelink_group_barrier(group()), "moelink_group_barrier"); }
+    // Starts ranks together: on the device in stream order, or by the group's barrier.
+    void align() const;
+    // Largest of each value over the ranks.
+    std::vector<double> slowest(const std::vector<double> &mine) const;
+    template <class T>
+    std::vector<T> gather(const T &mine) const {
+        std::vector<T> all(static_cast<size_t>(ranks()));
+        must(moelink_group_allgather(group(), &mine, all.data(), sizeof(T)), "moelink_group_allgather");
+        return all;
+    }
+
+private:
+    PairOptions options_;
+    std::unique_ptr<moelink_group, GroupCloser> group_;
+    int rank_;
+    bool on_cuda_;
+    std::unique_ptr<Device> device_;
+    std::unique_ptr<moelink_memory, MemoryCloser> start_memory_;
+    std::vector<void *> start_words_;
+    StartLine start_line_{};
+    std::string start_note_;
+};
+
+// One token count with one routing: the manager, its workspace and the buffers.
+class Job {
+public:
+    Job(const Session &session, const World &world);
+    ~Job();
+    Job(const Job &) = delete;
+    Job &operator=(const Job &) = delete;
+
+    const World &world() const { return world_; }
+    const Session &session() const { return session_; }
+    uint64_t workspace_bytes() const { return workspace_bytes_; }
+    bool gathers_all() const { return kind_ == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER; }
+    // NCCL adds in its own order and rounds in between.
+    bool own_rounding() const { return gathers_all() && session_.on_cuda(); }
+    // Blocks the host, so no graph.
+    bool blocks() const { return kind_ == MOELINK_MANAGER_REFERENCE; }
+
+    // Buffers of [tokens, hidden]: the tokens themselves, and two that a chain of pairs writes in turn.
+    void *tokens() const { return tokens_; }
+    void *output(int which) const { return outputs_[which]; }
+    uint64_t output_bytes() const { return tokens_here_ * row_bytes_; }
+
+    void dispatch(const void *tokens, const void *ids);
+    void dispatch(const void *tokens) { dispatch(tokens, ids_); }
+    // Straight from the rows that were received.
+    void combine_received(void *output);
+    // The experts' work on what was received, and its combine.
+    void run_experts();
+    void combine_experts(void *output);
+
+    // A round on other ids with poisoned rows: nothing of it may be left in the round that is checked.
+    void decoy();
+    // Poisons everything that the next round is to write: received rows and weights, the experts' rows, the outputs. Collective.
+    void poison();
+    Received received() const;
+    std::vector<char> output_on_host(int which) const;
+    // Flips one bit of a received value, or of an output, on the last rank that has one: a proof that the check can fail.
+    void corrupt_received();
+    void corrupt_output(int which);
+
+private:
+    void combine(void *rows, uint64_t stride, void *output);
+
+    const Session &session_;
+    const World &world_;
+    int32_t kind_;
+    uint64_t row_bytes_;
+    uint64_t tokens_here_;
+    std::vector<int64_t> rank_tokens_;
+    std::unique_ptr<moelink_manager, ManagerCloser> manager_;
+    uint64_t workspace_bytes_ = 0;
+    void *tokens_ = nullptr;
+    void *outputs_[2] = {nullptr, nullptr};
+    void *ids_ = nullptr;
+    void *decoy_ids_ = nullptr;
+    void *weights_ = nullptr;
+    void *expert_rows_ = nullptr;
+    moelink_dispatched view_ = MOELINK_DISPATCHED_INIT;
+    moelink_rows view_rows_{};
+};
+
+}  // namespace perf
