@@ -12,7 +12,8 @@ extern "C" {
 /** The little server behind a unique id; may live in a rank or in a launcher that is no rank. Threads: any. */
 typedef struct moelink_rendezvous moelink_rendezvous;
 
-/** The ranks that act together, and their connections. Threads: one thread at a time, except moelink_group_abort,
+/** The ranks that act together, and their connections. Threads: one thread at a time, calls on managers and memory made from it
+ *  included, except moelink_group_abort,
  *  moelink_group_fault and moelink_group_error, which any thread may call at any time. */
 typedef struct moelink_group moelink_group;
 
@@ -83,7 +84,8 @@ MOELINK_API moelink_status moelink_group_create_with(const moelink_bootstrap *bo
                                                      moelink_group **out);
 
 /** Makes all `size` groups of ranks that are threads of this process, each with its own device. params_each [size] may be NULL
- *  (defaults); rank and size in them are ignored. Fills out_each [size]; each is the caller's and is to be used by its own
+ *  (defaults); its elements all have the first one's struct_size, which is also the step from one to the next; rank and size
+ *  in them are ignored. Fills out_each [size]; each is the caller's and is to be used by its own
  *  thread. Local, host-blocking. Errors: INVALID_ARGUMENT, MISMATCH, NO_DRIVER. */
 MOELINK_API moelink_status moelink_group_create_threads(int32_t size, const moelink_group_params *params_each,
                                                         moelink_group **out_each);

@@ -56,7 +56,8 @@ MOELINK_API void moelink_memory_info_init(moelink_memory_info *info);
 /** Tries every provider that params allow with one granule on all ranks, gives it back, and says which one a create would take
  *  and how many bytes it would use. Collective, host-blocking. `reasons` (may be NULL) receives at most reasons_bytes of text,
  *  NUL-terminated: a line a provider, with the reason of a refusal and the rank that refused.
- *  Errors: INVALID_ARGUMENT, MISMATCH; UNSUPPORTED when no provider works (out and reasons are filled all the same). */
+ *  Errors: INVALID_ARGUMENT, MISMATCH; UNSUPPORTED when no provider works (out and reasons are filled all the same, and
+ *  moelink_last_error holds every provider's reason). */
 MOELINK_API moelink_status moelink_memory_query(moelink_group *group, const moelink_memory_params *params, moelink_memory_info *out,
                                                 char *reasons, uint64_t reasons_bytes);
 

@@ -14,8 +14,8 @@
 extern "C" {
 #endif
 
-/** One all-to-all over one group, with its workspace. Threads: one thread at a time; moelink_manager_fault and
- *  moelink_manager_error from any. */
+/** One all-to-all over one group, with its workspace. Threads: one thread at a time, and not beside another call on its group,
+ *  whose connections it uses in collective calls; moelink_manager_fault and moelink_manager_error from any. */
 typedef struct moelink_manager moelink_manager;
 
 enum moelink_manager_kind {
@@ -180,7 +180,7 @@ typedef struct moelink_dispatched {
     int32_t ranks;
     int64_t row_capacity;       /**< ranks * slots_per_rank: rows in each output */
     int64_t slots_per_rank;
-    moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address and strides */
+    moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address, row bytes, stride and dtype */
     int32_t *topk_ids;          /**< [row_capacity, top_k] device; invalid_id where no local expert is meant. Ids are those the
                                      caller gave: global, not local */
     float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was. Rows beyond the counts are undefined */

@@ -109,9 +109,20 @@ moelink_status moelink_group_create_threads(int32_t size, const moelink_group_pa
         }
         std::fill_n(out_each, size, nullptr);
         std::vector<Group::Place> places;
+        // The array is laid out as its caller was compiled: the step is the caller's struct, not ours.
+        const uint32_t step = params_each != nullptr ? params_each->struct_size : 0;
         for (int32_t i = 0; i < size; ++i) {
             moelink_group_params params = MOELINK_GROUP_PARAMS_INIT;
-            if (params_each != nullptr) params = moelink::read_params(&params_each[i], params, fmt::format("params_each[{}]", i).c_str());
+            if (params_each != nullptr) {
+                const char *bytes = reinterpret_cast<const char *>(params_each) + uint64_t{step} * static_cast<uint32_t>(i);
+                const auto *at = reinterpret_cast<const moelink_group_params *>(bytes);
+                const std::string name = fmt::format("params_each[{}]", i);
+                if (at->struct_size != step) {
+                    fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.struct_size is {} and that of the first {}; they must be equal", name,
+                         at->struct_size, step);
+                }
+                params = moelink::read_params(at, params, name.c_str());
+            }
             params.rank = i;
             params.size = size;
             places.push_back(moelink::read_place(&params, fmt::format("params_each[{}]", i).c_str()));

@@ -79,10 +79,10 @@ Session derive_session(const Secret &secret, const void *data, size_t bytes) {
     return session;
 }
 
-Hello connector_hello(const Secret &secret, Purpose purpose, const Session &session, int32_t from, int32_t to) {
+Hello connector_hello(const Secret &secret, Purpose purpose, const Session &session, int32_t from, int32_t to, uint32_t version) {
     Hello hello{};
     std::memcpy(hello.magic, hello_magic, sizeof hello_magic);
-    hello.version = protocol_version;
+    hello.version = version;
     hello.role = 1;
     hello.session = session;
     random_bytes(hello.nonce.data(), hello.nonce.size());
@@ -99,9 +99,9 @@ bool connector_is_genuine(const Secret &secret, const Hello &connector) {
     return is_hello(connector) && connector.role == 1 && same(connector.code, connector_code(secret, connector));
 }
 
-Hello acceptor_hello(const Secret &secret, const Hello &connector) {
+Hello acceptor_hello(const Secret &secret, const Hello &connector, uint32_t version) {
     Hello hello = connector;
-    hello.version = protocol_version;
+    hello.version = version;
     hello.role = 2;
     random_bytes(hello.nonce.data(), hello.nonce.size());
     hello.code = acceptor_code(secret, connector, hello);

@@ -45,10 +45,12 @@ Session random_session();
 // A new name derived from a secret and any bytes.
 Session derive_session(const Secret &secret, const void *data, size_t bytes);
 
-Hello connector_hello(const Secret &secret, Purpose purpose, const Session &session, int32_t from, int32_t to);
+// Another version than this library's own is for tests.
+Hello connector_hello(const Secret &secret, Purpose purpose, const Session &session, int32_t from, int32_t to,
+                      uint32_t version = protocol_version);
 bool is_hello(const Hello &hello);  // by its magic
 bool connector_is_genuine(const Secret &secret, const Hello &connector);
-Hello acceptor_hello(const Secret &secret, const Hello &connector);
+Hello acceptor_hello(const Secret &secret, const Hello &connector, uint32_t version = protocol_version);
 bool acceptor_is_genuine(const Secret &secret, const Hello &connector, const Hello &acceptor);
 Proof connector_proof(const Secret &secret, const Hello &connector, const Hello &acceptor);
 bool proof_is_genuine(const Secret &secret, const Hello &connector, const Hello &acceptor, const Proof &proof);

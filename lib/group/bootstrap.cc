@@ -112,7 +112,8 @@ void check_cards(const std::vector<Card> &cards) {
             fail(MOELINK_ERR_PROTOCOL, "the caller's allgather did not deliver what rank {} gave", rank);
         }
         if (card.version != protocol_version) {
-            fail(MOELINK_ERR_MISMATCH, "rank {} speaks protocol version {}, this library speaks version {}; use the same library on all ranks",
+            fail(MOELINK_ERR_MISMATCH, "rank {} speaks protocol version {}, this library speaks version {}; use the same library "
+                                       "on all ranks",
                  rank, card.version, protocol_version);
         }
     }
@@ -120,11 +121,13 @@ void check_cards(const std::vector<Card> &cards) {
         const Card &card = cards[i];
         auto rank = static_cast<int>(i);
         if (card.rank != rank) {
-            fail(MOELINK_ERR_MISMATCH, "the caller's allgather delivered rank {} at place {}: two ranks have one number, or it does not keep the order",
+            fail(MOELINK_ERR_MISMATCH, "the caller's allgather delivered rank {} at place {}: two ranks have one number, or it "
+                                       "does not keep the order",
                  card.rank, rank);
         }
         if (card.size != cards[0].size) {
-            fail(MOELINK_ERR_MISMATCH, "rank 0 says that the group has {} ranks, rank {} says {}", cards[0].size, rank, card.size);
+            fail(MOELINK_ERR_MISMATCH, "rank 0 says that the group has {} ranks, rank {} says {}", cards[0].size, rank,
+                 card.size);
         }
     }
     for (size_t i = 0; i < cards.size(); ++i) {
@@ -141,7 +144,8 @@ std::vector<Card> exchange(const moelink_bootstrap &boot, const Card &mine, int 
     std::vector<Card> cards(static_cast<size_t>(size));
     moelink_status status = boot.allgather(boot.user, &mine, cards.data(), sizeof mine, deadline.left_ns());
     if (status < MOELINK_OK) throw Error(status, fmt::format("the caller's allgather failed: {}", moelink_status_string(status)));
-    if (status > MOELINK_OK) fail(MOELINK_ERR_INVALID_ARGUMENT, "the caller's allgather returned {}, which is neither 0 nor an error", status);
+    if (status > MOELINK_OK) fail(MOELINK_ERR_INVALID_ARGUMENT, "the caller's allgather returned {}, which is neither 0 nor an "
+                                                                "error", status);
     return cards;
 }
 
@@ -151,12 +155,14 @@ Ref<Group> join_by_id(const moelink_unique_id &bytes, Group::Place place) {
     auto deadline = Deadline::after_ns(place.timeout_ns);
     UniqueId id = decode(bytes);
     if (place.size != id.size) {
-        fail(MOELINK_ERR_MISMATCH, "rank {} says that the group has {} ranks, its unique id was made for {}", place.rank, place.size, id.size);
+        fail(MOELINK_ERR_MISMATCH, "rank {} says that the group has {} ranks, its unique id was made for {}", place.rank,
+             place.size, id.size);
     }
     if (place.size == 1) return alone(std::move(place));
 
     auto hub = std::make_shared<Hub>();
-    auto link = hub->dial({"the rendezvous", candidates(id.endpoint), id.secret, purpose_rendezvous, id.session, place.rank, -1}, deadline);
+    auto link = hub->dial({"the rendezvous", candidates(id.endpoint), id.secret, purpose_rendezvous, id.session, place.rank, -1},
+                          deadline);
     if (id.endpoint.named != 0) {
         Address here = to_address(link->socket().local_endpoint().address());
         hub->listen(&here);

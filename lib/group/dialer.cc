@@ -74,7 +74,8 @@ private:
                              if (self->finished_) return;
                              if (error) {
                                  return self->failed(*attempt, MOELINK_ERR_AUTHENTICATION,
-                                                     "closed the connection when it saw our hello, as it does to those with another secret");
+                                                     "closed the connection when it saw our hello, "
+                                                     "as it does to those with another secret");
                              }
                              self->prove(attempt);
                          });
@@ -86,7 +87,8 @@ private:
         }
         if (attempt->acceptor.version != protocol_version) {
             return failed(*attempt, MOELINK_ERR_MISMATCH,
-                          fmt::format("speaks protocol version {}, this library speaks version {}; use the same library on all ranks",
+                          fmt::format("speaks protocol version {}, this library speaks version {}; use the same library on all "
+                                      "ranks",
                                       attempt->acceptor.version, protocol_version));
         }
         attempt->proof = connector_proof(target_.secret, attempt->connector, attempt->acceptor);
@@ -101,7 +103,8 @@ private:
     void won(Attempt &attempt) {
         attempt.over = true;
         Dialed result;
-        result.link = std::make_shared<Link>(std::move(attempt.socket), FrameKey(target_.secret, attempt.connector, attempt.acceptor, false),
+        result.link = std::make_shared<Link>(std::move(attempt.socket), FrameKey(target_.secret, attempt.connector,
+                                                                                 attempt.acceptor, false),
                                              FrameKey(target_.secret, attempt.connector, attempt.acceptor, true), target_.to);
         finish(std::move(result));
     }

@@ -102,7 +102,8 @@ Address named_address(const std::string &name) {
         if (one.name == name) return to_address(one.address);
         names += fmt::format("{}{} ({})", names.empty() ? "" : ", ", one.name, one.address.to_string());
     }
-    fail(MOELINK_ERR_INVALID_ARGUMENT, "\"{}\" is neither an address nor an interface of this host that is up and has one; there are: {}",
+    fail(MOELINK_ERR_INVALID_ARGUMENT, "\"{}\" is neither an address nor an interface of this host that is up and has one; there "
+                                       "are: {}",
          name, names);
 }
 

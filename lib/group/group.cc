@@ -49,7 +49,8 @@ void Group::check_open() const {
 void Group::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) {
     check_open();
     if (bytes > std::numeric_limits<uint64_t>::max() / 2 / static_cast<uint64_t>(size())) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "allgather of {} bytes from each of {} ranks is more than there can be", bytes, size());
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "allgather of {} bytes from each of {} ranks is more than there can be", bytes,
+             size());
     }
     transport_->allgather(mine, all, bytes, deadline);
 }
@@ -57,7 +58,8 @@ void Group::allgather(const void *mine, void *all, uint64_t bytes, const Deadlin
 void Group::broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline) {
     check_open();
     if (root < 0 || root >= size()) fail(MOELINK_ERR_INVALID_ARGUMENT, "root {} is not in 0 .. {}", root, size() - 1);
-    if (bytes > std::numeric_limits<uint64_t>::max() / 2) fail(MOELINK_ERR_INVALID_ARGUMENT, "broadcast of {} bytes is more than there can be", bytes);
+    if (bytes > std::numeric_limits<uint64_t>::max() / 2) fail(MOELINK_ERR_INVALID_ARGUMENT, "broadcast of {} bytes is more than "
+                                                               "there can be", bytes);
     transport_->broadcast(data, bytes, root, deadline);
 }
 
@@ -97,7 +99,8 @@ Ref<Group> Group::split(int32_t color, int32_t key) {
     try {
         transport = transport_->split(members, until);
     } catch (const Error &error) {
-        throw Error(error.status(), fmt::format("in the new group of color {}, with its own rank numbers: {}", color, error.text()));
+        throw Error(error.status(), fmt::format("in the new group of color {}, with its own rank numbers: {}", color,
+                                                error.text()));
     }
     return Ref<Group>::adopt(new Group(std::move(place), std::move(transport)));
 }

@@ -126,7 +126,8 @@ Listener::Listener(asio::io_context &io, const Address *address) : acceptor_(io)
         asio::ip::tcp::endpoint endpoint(from_address(*address), 0);
         bind(endpoint);
         if (error) {
-            fail(MOELINK_ERR_PEER_UNREACHABLE, "cannot listen on {}: {}; pass an address of this host", endpoint.address().to_string(),
+            fail(MOELINK_ERR_PEER_UNREACHABLE, "cannot listen on {}: {}; pass an address of this host",
+                 endpoint.address().to_string(),
                  error.message());
         }
     } else {
@@ -161,7 +162,8 @@ void Listener::accept() {
             return accept();
         }
         // Out of descriptors, most likely: others wait in the backlog meanwhile.
-        log(MOELINK_LOG_WARN, "cannot accept a connection: {}; trying again (is the limit of open files too low?)", error.message());
+        log(MOELINK_LOG_WARN, "cannot accept a connection: {}; trying again (is the limit of open files too low?)",
+            error.message());
         pause_.expires_after(std::chrono::milliseconds(50));
         pause_.async_wait([this](const asio::error_code &cancelled) {
             if (!cancelled && acceptor_.is_open()) accept();

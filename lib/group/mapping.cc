@@ -9,18 +9,21 @@ using moelink::fail;
 
 moelink_mapping_info describe(const moelink_mapping &mapping, int32_t ep_size) {
     if (mapping.dp < 1 || mapping.pcp < 1 || mapping.tp < 1) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "mapping has dp {}, pcp {}, tp {}; each must be 1 or more", mapping.dp, mapping.pcp, mapping.tp);
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "mapping has dp {}, pcp {}, tp {}; each must be 1 or more", mapping.dp, mapping.pcp,
+             mapping.tp);
     }
     if (ep_size < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "ep_size is {}; pass the size of the group, or 0 not to check", ep_size);
     // Each step is checked, so that the product cannot overflow.
     int64_t product = int64_t{mapping.dp} * mapping.pcp;
     if (product <= INT32_MAX) product *= mapping.tp;
     if (product > INT32_MAX) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "dp {} * pcp {} * tp {} is more than any group can have (ep_size {})", mapping.dp, mapping.pcp, mapping.tp,
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "dp {} * pcp {} * tp {} is more than any group can have (ep_size {})", mapping.dp,
+             mapping.pcp, mapping.tp,
              ep_size);
     }
     if (ep_size != 0 && product != ep_size) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "dp {} * pcp {} * tp {} is {}, but the expert-parallel group has {} ranks; pass the group that spans all of them",
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "dp {} * pcp {} * tp {} is {}, but the expert-parallel group has {} ranks; pass the "
+                                           "group that spans all of them",
              mapping.dp, mapping.pcp, mapping.tp, product, ep_size);
     }
     if (mapping.rank < 0 || mapping.rank >= product) {

@@ -12,7 +12,8 @@ constexpr uint64_t default_timeout_ns = 30'000'000'000;
 int cuda_ordinal(int32_t wanted, int32_t device_count) {
     int ordinal = wanted < 0 ? cuda_current_ordinal() : wanted;
     if (wanted < -1 || ordinal >= device_count) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "device_ordinal {} is neither -1 (the current device) nor one of 0 .. {}", wanted, device_count - 1);
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "device_ordinal {} is neither -1 (the current device) nor one of 0 .. {}", wanted,
+             device_count - 1);
     }
     return ordinal;
 }
@@ -23,10 +24,12 @@ Group::Place read_place(const moelink_group_params *given, const char *name) {
     const moelink_group_params defaults = MOELINK_GROUP_PARAMS_INIT;
     moelink_group_params params = read_params(given, defaults, name);
     if (params.size < 1 || params.size > MOELINK_GROUP_MAX_RANKS) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.size {} is not in 1 .. {}", name, params.size, static_cast<int>(MOELINK_GROUP_MAX_RANKS));
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.size {} is not in 1 .. {}", name, params.size,
+             static_cast<int>(MOELINK_GROUP_MAX_RANKS));
     }
     if (params.rank < 0 || params.rank >= params.size) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.rank {} is not in 0 .. {} (size {})", name, params.rank, params.size - 1, params.size);
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.rank {} is not in 0 .. {} (size {})", name, params.rank, params.size - 1,
+             params.size);
     }
     if (params.flags != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.flags is {:#x}; no flag is defined", name, params.flags);
 
@@ -44,7 +47,8 @@ Group::Place read_place(const moelink_group_params *given, const char *name) {
             place.device = MOELINK_DEVICE_CUDA;
             place.ordinal = cuda_ordinal(params.device_ordinal, count);
         } else if (params.device == MOELINK_DEVICE_CUDA) {
-            fail(MOELINK_ERR_NO_DRIVER, "{}.device is MOELINK_DEVICE_CUDA, but no usable GPU was found; moelink-info shows why", name);
+            fail(MOELINK_ERR_NO_DRIVER, "{}.device is MOELINK_DEVICE_CUDA, but no usable GPU was found; moelink-info shows why",
+                 name);
         }
         break;
     }
@@ -54,7 +58,8 @@ Group::Place read_place(const moelink_group_params *given, const char *name) {
     return place;
 }
 
-const char *device_name(int32_t device) { return device == MOELINK_DEVICE_CUDA ? "CUDA" : device == MOELINK_DEVICE_HOST ? "host" : "unknown"; }
+const char *device_name(int32_t device) { return device == MOELINK_DEVICE_CUDA ? "CUDA" : device == MOELINK_DEVICE_HOST ? "host"
+                                         : "unknown"; }
 
 std::string device_contradiction(int rank, int32_t device, int other_rank, int32_t other_device) {
     return fmt::format("rank {} is on the {} device, rank {} on the {} device; name the device in moelink_group_params", rank,

@@ -109,7 +109,8 @@ void Rendezvous::arrived(std::shared_ptr<Link> link) {
 void Rendezvous::joined(Guest &guest) {
     const Join &join = guest.join();
     if (join.size != id_.size) {
-        return guest.refuse(MOELINK_ERR_MISMATCH, fmt::format("rank {} says that the group has {} ranks, its unique id was made for {}", join.rank,
+        return guest.refuse(MOELINK_ERR_MISMATCH, fmt::format("rank {} says that the group has {} ranks, its unique id was made "
+                                                              "for {}", join.rank,
                                                               join.size, id_.size));
     }
     if (join.rank < 0 || join.rank >= id_.size) {
@@ -138,8 +139,13 @@ void Rendezvous::left(Guest &guest) {
 
 void Rendezvous::expired(Guest &guest) {
     if (complete_) return;
-    std::vector<int> gone = missing();
-    guest.refuse(MOELINK_ERR_TIMEOUT, fmt::format("{} of {} ranks did not come to the rendezvous: {}", gone.size(), id_.size, ranks_text(gone)));
+    std::vector<int> never;
+    std::vector<int> gone;
+    for (int rank : missing()) (processes_[static_cast<size_t>(rank)] == 0 ? never : gone).push_back(rank);
+    std::string text = fmt::format("{} of {} ranks did not come to the rendezvous", never.size(), id_.size);
+    if (!never.empty()) text += ": " + ranks_text(never);
+    if (!gone.empty()) text += "; came and left again: " + ranks_text(gone);
+    guest.refuse(MOELINK_ERR_TIMEOUT, text);
 }
 
 std::vector<int> Rendezvous::missing() const {

@@ -86,7 +86,8 @@ Decision Round::decide() {
     if (contradiction) {
         if (other.rank < first.rank) std::swap(first, other);
         return Decision::failure(head.seq, head.op, MOELINK_ERR_MISMATCH,
-                                 fmt::format("the ranks called different things: rank {} {}, rank {} {}", first.rank, call_text(first),
+                                 fmt::format("the ranks called different things: rank {} {}, rank {} {}", first.rank,
+                                             call_text(first),
                                              other.rank, call_text(other)));
     }
     if (no_memory) {

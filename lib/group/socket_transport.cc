@@ -158,9 +158,9 @@ Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void
             lock.unlock();
             std::vector<int> path;
             for (int rank = plan_.rank; rank != 0; rank = (rank - 1) / branches) path.insert(path.begin(), (rank - 1) / branches);
+            const char *how = path.size() > 1 ? " (one of these, on the way to rank 0, is silent)" : ", which does not answer";
             std::string text = fmt::format("{}: waited {:.3f} s; missing is rank {}{}", call_text(mine),
-                                           static_cast<double>(waited) * 1e-9, ranks_text(path),
-                                           path.size() > 1 ? " (one of these, on the way to rank 0, does not answer)" : ", which does not answer");
+                                           static_cast<double>(waited) * 1e-9, ranks_text(path), how);
             // Without a verdict this rank does not know the round's outcome, so it cannot go on with the others.
             plan_.hub->run([this, &text] { end(MOELINK_ERR_PEER_UNREACHABLE, text, nullptr); });
             fail(MOELINK_ERR_TIMEOUT, "{}", text);
@@ -177,7 +177,8 @@ Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void
 
 void SocketTransport::attach_child(std::shared_ptr<Link> link, const Hello &hello) {
     if (hello.purpose != purpose_tree || hello.to != plan_.rank || !is_child(hello.from) || children_.count(hello.from) != 0) {
-        log(MOELINK_LOG_WARN, "rank {}: a connection from rank {} to rank {} does not belong here", plan_.rank, hello.from, hello.to);
+        log(MOELINK_LOG_WARN, "rank {}: a connection from rank {} to rank {} does not belong here", plan_.rank, hello.from,
+            hello.to);
         return link->close();
     }
     children_[hello.from] = link;
@@ -201,7 +202,8 @@ void SocketTransport::on_frame(Link &link, uint32_t type, Bytes payload) {
     if (type == frame_decision && from_parent && payload.size() >= sizeof(Decision::Head)) {
         return on_decision(Decision(share(std::move(payload))));
     }
-    end(MOELINK_ERR_PROTOCOL, fmt::format("rank {} sent rank {} a frame of type {} that does not belong there", link.peer(), plan_.rank, type),
+    end(MOELINK_ERR_PROTOCOL, fmt::format("rank {} sent rank {} a frame of type {} that does not belong there", link.peer(),
+                                          plan_.rank, type),
         nullptr);
 }
 
@@ -234,7 +236,8 @@ void SocketTransport::on_decision(const Decision &decision) {
 
 void SocketTransport::on_fault(const Bytes &frame, const Link *from) {
     FaultHead head;
-    if (!read_head(frame, head) || head.status >= MOELINK_OK) return end(MOELINK_ERR_PROTOCOL, "a fault was not well formed", from);
+    if (!read_head(frame, head) || head.status >= MOELINK_OK) return end(MOELINK_ERR_PROTOCOL, "a fault was not well formed",
+                                                                         from);
     end(head.status, std::string(frame.begin() + sizeof head, frame.end()), from);
 }
 

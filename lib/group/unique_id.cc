@@ -36,7 +36,8 @@ UniqueId decode(const moelink_unique_id &bytes) {
              sizeof bytes.bytes);
     }
     if (id.version != protocol_version) {
-        fail(MOELINK_ERR_MISMATCH, "id was made by a library of protocol version {}, this library speaks version {}; use the same library on all ranks",
+        fail(MOELINK_ERR_MISMATCH, "id was made by a library of protocol version {}, this library speaks version {}; use the "
+                                   "same library on all ranks",
              id.version, protocol_version);
     }
     if (id.size < 1 || id.size > MOELINK_GROUP_MAX_RANKS || id.endpoint.count < 1 || id.endpoint.count > Endpoint::most) {

@@ -29,6 +29,7 @@ if strings -a "$pc" | grep -iE 'cuda_runtime|cudart|/\.deps/|fmt|asio'; then
     exit 1
 fi
 
+[ -f "$source_root/README.md" ] || { echo 'there is no README.md, whose first ```c block is the example of use' && exit 1; }
 awk '/^```c$/ {inside = 1; next} inside && /^```/ {exit} inside' "$source_root/README.md" >"$work/example.c"
 [ -s "$work/example.c" ] || { echo 'README.md has no ```c block: the example of use' && exit 1; }
 export LD_LIBRARY_PATH=$library_dir

@@ -47,7 +47,8 @@ static void allgathers(rank_context *ctx) {
         RANK_OK(ctx, moelink_group_allgather(ctx->group, mine, all, bytes));
         for (int rank = 0; rank < ctx->size; ++rank) {
             for (uint64_t i = 0; i < bytes; ++i) {
-                if (all[(uint64_t)rank * bytes + i] != value(rank, i, bytes)) RANK_FAIL(ctx, "rank %d, byte %llu", rank, (unsigned long long)i);
+                if (all[(uint64_t)rank * bytes + i] != value(rank, i, bytes)) RANK_FAIL(ctx, "rank %d, byte %llu", rank,
+                                                                                        (unsigned long long)i);
             }
         }
         RANK_EQUAL(ctx, all[bytes * (uint64_t)ctx->size], 0x5a);
@@ -81,7 +82,8 @@ static void barriers(rank_context *ctx) {
         RANK_OK(ctx, moelink_group_barrier(ctx->group));
         for (int rank = 0; rank < ctx->size; ++rank) {
             int seen = __atomic_load_n(&ctx->shared[rank], __ATOMIC_ACQUIRE);
-            if (seen < round + 1 || seen > round + 2) RANK_FAIL(ctx, "rank %d is in round %d, this one in %d", rank, seen, round + 1);
+            if (seen < round + 1 || seen > round + 2) RANK_FAIL(ctx, "rank %d is in round %d, this one in %d", rank, seen,
+                                                                round + 1);
         }
     }
 }

@@ -148,6 +148,8 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_man
         if (flight->outputs[i].data != NULL) flight->args.outputs = flight->outputs;
     }
     if (round->combine) prepare_combine(ctx, flight, &state);
+    moelink_dispatched_init(&flight->dispatched);
+    flight->dispatched.payloads = flight->received;
 }
 
 void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed) {
@@ -159,7 +161,7 @@ void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed) {
         seed = random_mix(seed, 55);
     } while (moe_ids_dtype(round, ctx->rank) != ids_dtype);
     round->ids_style = (int)(seed % MOE_IDS_STYLES);
-    uint64_t ids_at = (tokens * row_bytes + 15u) & ~(uint64_t)15u;
+    uint64_t ids_at = ((uint64_t)flight->bound * row_bytes + 15u) & ~(uint64_t)15u;
     uint64_t weights_at = (ids_at + flight->ids.bytes + 15u) & ~(uint64_t)15u;
     if (flight->staging == NULL) flight->staging = device_alloc_pinned(ctx, weights_at + flight->weights.bytes);
     unsigned char *staging = flight->staging;

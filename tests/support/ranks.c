@@ -24,6 +24,7 @@ struct board {
     int id_state; /* 0 not yet, 1 there, -1 failed with the text */
     char text[512];
     int meetings[RANKS_MAX];
+    int failed; /* some rank has: nobody need wait for it */
 };
 
 struct rank_private {
@@ -60,7 +61,7 @@ int rank_meet(rank_context *ctx, int deadline_ms) {
     uint64_t end = now_ms() + (uint64_t)ranks_scaled_ms(deadline_ms);
     for (int rank = 0; rank < ctx->size; ++rank) {
         while (__atomic_load_n(&meetings[rank], __ATOMIC_ACQUIRE) < mine) {
-            if (now_ms() > end) return 0;
+            if (now_ms() > end || __atomic_load_n(&ctx->own->board->failed, __ATOMIC_ACQUIRE)) return 0;
             nap_us(100);
         }
     }
@@ -91,6 +92,7 @@ void rank_fail(rank_context *ctx, const char *file, int line, const char *format
     const char *in = *scene != '\0' ? "; in " : "";
     report_sendf(ctx->own->pipe, ctx->rank, REPORT_FAILED, "%s:%d: %s%s%s", file, line, text, in, scene);
     ctx->own->failed = 1;
+    __atomic_store_n(&ctx->own->board->failed, 1, __ATOMIC_RELEASE);
     longjmp(ctx->own->leave, 1);
 }
 

@@ -56,7 +56,8 @@ int ranks_run(const rank_options *options, rank_function function);
 /* deadline_ms times the environment's MOELINK_TEST_DEADLINE_SCALE, for waits inside ranks. */
 int ranks_scaled_ms(int deadline_ms);
 
-/* Waits, without MoELink, until all ranks of the run (dying ones included) have come to their n-th meeting; 0 on time-out. */
+/* Waits, without MoELink, until all ranks of the run (dying ones included) have come to their n-th meeting; 0 on time-out
+ * or when some rank has failed. */
 int rank_meet(rank_context *ctx, int deadline_ms);
 
 /* Says something with the rank's number on it; shown only when the run fails. */

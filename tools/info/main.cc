@@ -105,7 +105,11 @@ int main(int argc, char **argv) {
     app.add_flag("--json", as_json, "one JSON document with the keys version, devices, peers, libraries, providers, managers");
     app.set_version_flag("--version", moelink_version_string());
     app.footer(examples);
-    CLI11_PARSE(app, argc, argv);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError &error) {
+        return app.exit(error) == 0 ? 0 : 2;
+    }
     try {
         const json document = info::survey();
         if (as_json) {

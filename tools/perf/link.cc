@@ -40,6 +40,9 @@ int run_link(const LinkOptions &options, const std::string &command) {
     if (options.device == "cuda" && !built_with_cuda()) {
         throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
     }
+    if (options.gpus.size() != 2) {
+        throw std::invalid_argument(fmt::format("--gpus names {} GPUs; it takes two, such as 0,1", options.gpus.size()));
+    }
     nlohmann::json document = document_head(command);
     const bool show = options.json != "-";
     if (options.device != "cuda") {
@@ -56,8 +59,7 @@ int run_link(const LinkOptions &options, const std::string &command) {
             print("GPUs (GB/s are per direction; 1 GB is 10^9 bytes)", cuda);
         }
         if (options.device == "cuda" && cuda.figures.empty()) {
-            throw std::runtime_error("nothing could be measured on GPUs: " +
-                                     (cuda.skipped.empty() ? std::string("no reason known") : cuda.skipped.front()));
+            throw std::runtime_error("not measured: " + (cuda.skipped.empty() ? std::string("anything") : cuda.skipped.front()));
         }
     }
     if (!options.json.empty()) {

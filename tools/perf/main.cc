@@ -34,6 +34,7 @@ Examples:
 
 void add_pair(CLI::App &app, perf::PairOptions &options) {
     app.footer(pair_examples);
+    app.option_defaults()->take_last();
     app.add_option("--device", options.device, "host, cuda, or auto: CUDA where a GPU is found")
         ->check(CLI::IsMember({"auto", "host", "cuda"}))
         ->capture_default_str();
@@ -43,6 +44,7 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
     app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
     app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
         ->delimiter(',')
+        ->take_all()
         ->check(CLI::Range(1, 1 << 24))
         ->capture_default_str();
     app.add_option("--hidden", options.hidden, "values in a token's row")->check(CLI::Range(1, 1 << 20))->capture_default_str();
@@ -99,10 +101,11 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
 
 void add_link(CLI::App &app, perf::LinkOptions &options) {
     app.footer(link_examples);
+    app.option_defaults()->take_last();
     app.add_option("--device", options.device, "host, cuda, or auto: both, where a GPU is found")
         ->check(CLI::IsMember({"auto", "host", "cuda"}))
         ->capture_default_str();
-    app.add_option("--gpus", options.gpus, "the two GPUs")->delimiter(',')->expected(2)->capture_default_str();
+    app.add_option("--gpus", options.gpus, "the two GPUs")->delimiter(',')->take_all()->capture_default_str();
     app.add_option("--megabytes", options.megabytes, "[10^6 bytes] of one copy")
         ->check(CLI::Range(1.0, 16384.0))
         ->capture_default_str();
@@ -129,7 +132,11 @@ int main(int argc, char **argv) {
     CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
     add_pair(*pair_command, pair);
     add_link(*link_command, link);
-    CLI11_PARSE(app, argc, argv);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError &error) {
+        return app.exit(error) == 0 ? 0 : 2;
+    }
 
     std::string command = "moelink-perf";
     for (int i = 1; i < argc; ++i) {

@@ -75,37 +75,40 @@ private:
         }
     }
 
+    // Runs work eagerly, or captures it and replays the graph once every rank has one.
+    template <class Work>
+    void issue(bool as_graph, Work work) const {
+        if (!as_graph) {
+            work();
+            return;
+        }
+        session_.device().begin_capture();
+        work();
+        const int graph = session_.device().end_capture();
+        session_.barrier();
+        session_.device().launch(graph);
+    }
+
     // Dispatch, expert work and combine on poisoned memory, everything compared.
-    void checked_round(Job &job, bool as_graph, const char *when) {
+    void checked_round(Job &job, bool as_graph, const std::string &when) {
         const bool corrupts = session_.rank() == session_.ranks() - 1;
         const std::string &corrupt = session_.options().corrupt;
+        const std::string where = when + (as_graph ? " (graph)" : "");
         job.poison();
-        if (as_graph) {
-            Device &device = session_.device();
-            device.begin_capture();
-            job.dispatch(job.tokens());
+        issue(as_graph, [&] { job.dispatch(job.tokens()); });
+        if (corrupts && corrupt == "dispatch") {
+            job.corrupt_received();
+        }
+        judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()), "in a dispatch " + where);
+        issue(as_graph, [&] {
             job.run_experts();
             job.combine_experts(job.output(0));
-            device.launch(device.end_capture());
-            // The rows stay in the workspace until a peer's next dispatch, which comes after everybody's check.
-            judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()),
-                  fmt::format("in a dispatch {} (graph)", when));
-        } else {
-            job.dispatch(job.tokens());
-            if (corrupts && corrupt == "dispatch") {
-                job.corrupt_received();
-            }
-            judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()),
-                  fmt::format("in a dispatch {}", when));
-            job.run_experts();
-            job.combine_experts(job.output(0));
-            if (corrupts && corrupt == "combine") {
-                job.corrupt_output(0);
-            }
+        });
+        if (corrupts && corrupt == "combine") {
+            job.corrupt_output(0);
         }
         const int extra_roundings = job.own_rounding() ? session_.ranks() : 0;
-        judge(check_combine(world_, session_.rank(), extra_roundings, job.output_on_host(0)),
-              fmt::format("in a combine {}{}", when, as_graph ? " (graph)" : ""));
+        judge(check_combine(world_, session_.rank(), extra_roundings, job.output_on_host(0)), "in a combine " + where);
         session_.barrier();
     }
 

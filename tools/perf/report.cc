@@ -41,6 +41,18 @@ std::string cell(const Column &column, const std::string &text) {
     return column.width < 0 ? fmt::format("{:<{}}", text, -column.width) : fmt::format("{:>{}}", text, column.width);
 }
 
+constexpr const char *legend = R"(Every time is the slowest rank's.
+pair      dispatch and combine, many times in a row without expert work, each dispatch reading the combine before it
+dispatch  (and combine) alone, from idle
+rows      that a dispatch moved to or from other ranks, busiest rank
+wire      those rows, there and back, over the pair's p50
+space     one rank's workspace
+skew      received rows of a rank, most over mean
+)";
+constexpr const char *host_legend =
+    R"(/ memcpy  the pair's p50 over the time in which the same threads memcpy the bytes that a pair must move
+)";
+
 void print_line(std::string line) {
     line.resize(line.find_last_not_of(' ') + 1);
     fmt::print("{}\n", line);
@@ -199,15 +211,7 @@ int Report::finish(bool every_rank_ended) {
     document_["ok"] = good;
     const auto &rows = document_["rows"];
     if (options_.json != "-" && !rows.empty()) {
-        fmt::print(
-            "\nEvery time is the slowest rank's. Pair: dispatch and combine many times in a row, without expert work, each dispatch\n"
-            "reading the combine before it. Dispatch, combine: alone, from idle. Rows crossed: to or from other ranks in one\n"
-            "dispatch, busiest rank. Wire: those rows, there and back, over the pair's p50. Space: one rank's workspace. Skew: received rows,\n"
-            "most over mean.\n");
-        if (document_["device"] == "host") {
-            fmt::print(
-                "Pair / memcpy: the pair's p50 over the time that the same threads need to memcpy the bytes that must move.\n");
-        }
+        fmt::print("\n{}{}", legend, document_["device"] == "host" ? host_legend : "");
         for (const std::string &text : notes_) {
             fmt::print("Note: {}.\n", text);
         }

@@ -10,11 +10,13 @@
 namespace perf {
 
 void must(moelink_status status, const char *call) {
-    if (status != MOELINK_OK) {
-        const std::string text = moelink_last_error();
-        throw std::runtime_error(
-            fmt::format("{}: {}: {}", call, moelink_status_name(status), text.empty() ? moelink_status_string(status) : text));
+    if (status == MOELINK_OK) {
+        return;
     }
+    const std::string text = moelink_last_error();  // begins with the call
+    const char *name = moelink_status_name(status);
+    throw std::runtime_error(text.empty() ? fmt::format("{}: {} ({})", call, moelink_status_string(status), name)
+                                          : fmt::format("{} ({})", text, name));
 }
 
 int32_t manager_kind(const std::string &name) {
@@ -48,6 +50,8 @@ Session::Session(const PairOptions &options, moelink_group *group)
       rank_(moelink_group_rank(group)),
       on_cuda_(moelink_group_device(group) == MOELINK_DEVICE_CUDA) {
     device_ = on_cuda_ ? make_cuda_device(moelink_group_device_ordinal(group), options.experts) : make_host_device();
+    int32_t gpus = 0;
+    shares_gpu_ = on_cuda_ && moelink_device_count(&gpus) == MOELINK_OK && gpus < options.ranks;
     moelink_memory_params params = MOELINK_MEMORY_PARAMS_INIT;
     params.bytes = sizeof(uint64_t) * static_cast<uint64_t>(ranks() + 2);
     moelink_memory *memory = nullptr;

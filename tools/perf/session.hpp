@@ -41,6 +41,8 @@ public:
     int rank() const { return rank_; }
     int ranks() const { return options_.ranks; }
     bool on_cuda() const { return on_cuda_; }
+    // Several ranks on one GPU: their launches share its queues.
+    bool shares_gpu() const { return shares_gpu_; }
     // Why ranks are aligned by the group's barrier and not on the device; "" when they are aligned on the device.
     const std::string &start_note() const { return start_note_; }
 
@@ -61,6 +63,7 @@ private:
     std::unique_ptr<moelink_group, GroupCloser> group_;
     int rank_;
     bool on_cuda_;
+    bool shares_gpu_ = false;
     std::unique_ptr<Device> device_;
     std::unique_ptr<moelink_memory, MemoryCloser> start_memory_;
     std::vector<void *> start_words_;

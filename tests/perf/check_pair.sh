@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Usage: check_pair.sh MOELINK_PERF MANAGER LOAD_FILE
+# The main job at a small size with one manager: every value right with exit code 0, a damaged value found with another.
+set -euo pipefail
+perf=$1
+manager=$2
+loads=$3
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+
+pair() {
+    "$perf" pair --device host --ranks 2 --manager "$manager" --hidden 96 --tokens 1,33 --iterations 2 --warmup 1 --check --timeout 60 "$@"
+}
+
+fail() {
+    echo "$*"
+    cat "$out"/log 2>/dev/null || true
+    exit 1
+}
+
+# must_pass TEXT ARGUMENT...
+must_pass() {
+    local what=$1
+    shift
+    pair "$@" --json "$out/pair.json" >"$out/log" 2>&1 || fail "$what: exit code $?"
+    grep -q 'values compared were right' "$out/log" || fail "$what: does not say that all was right"
+    grep -q '"ok": true' "$out/pair.json" || fail "$what: the JSON file does not say that all was right"
+}
+
+must_pass "processes" --routing uniform --routing hot
+must_pass "threads, odd sizes" --threads --ranks 3 --hidden 97 --dtype fp16 --experts 10 --topk 3 --uneven --mask 0.1 --routing zipf:1.2
+must_pass "real loads" --topk 6 --dtype fp32 --routing "load:$loads:chinese"
+
+for where in dispatch combine; do
+    status=0
+    pair --corrupt "$where" >"$out/log" 2>&1 || status=$?
+    [ "$status" -eq 1 ] || fail "a value damaged after $where: exit code $status, must be 1"
+    grep -q "^rank 1: .* 1 wrong values of .* in a $where" "$out/log" || fail "a value damaged after $where: not named"
+done
+
+status=0
+pair --experts 7 --topk 8 >"$out/log" 2>&1 || status=$?
+[ "$status" -eq 2 ] && grep -q -- '--topk is 8 but there are only 7 experts' "$out/log" || fail "bad options: exit code $status"
+echo "$manager: right results pass, damaged ones fail"
