@@ -33,20 +33,25 @@ struct RowOrigin {
     int32_t distinct;
 };
 
-// One slot's private state on a rank.
+// One slot's private state on a rank. A round's dispatch and combine have the same epoch. While one of the two kernels runs it
+// reads only what the other one wrote, so its blocks need not wait for each other at the end: dispatch moves dispatch_epoch and
+// combine_base on, combine moves combine_epoch and dispatch_base on.
 struct alignas(128) SlotState {
     uint32_t dispatch_epoch;
     uint32_t combine_epoch;
-    uint32_t dispatch_exits;  // blocks that have left the running kernel
-    uint32_t combine_exits;
-    int32_t tokens;           // of the last dispatch
-    int32_t filled_id;        // what the rows of topk_ids beyond `filled` hold
-    uint32_t reserved[26];
+    int32_t tokens;  // of the last dispatch
+    uint32_t reserved[29];
 };
 static_assert(sizeof(SlotState) == 128);
 
+// The rows of topk_ids from `rows` on hold `id`, for one source.
+struct Filled {
+    int32_t rows;
+    int32_t id;
+};
+
 // What kernels find wrong, and what outlives a workspace: see Anchor.
-enum FaultCode : uint32_t { fault_none = 0, fault_timeout = 1, fault_mismatch = 2, fault_peer = 3, fault_stale = 4 };
+enum FaultCode : uint32_t { fault_none = 0, fault_timeout = 1, fault_mismatch = 2, fault_peer = 3, fault_pairing = 4 };
 enum Phase : uint32_t { phase_dispatch = 1, phase_combine = 2 };
 
 struct Fault {
@@ -72,7 +77,7 @@ struct SlotLayout {
     uint64_t combine_base;   // uint64 [ranks]
     uint64_t recv_counts;  // int32 [ranks]
     uint64_t send_counts;  // int32 [ranks]: rows with an expert there, so rows that come back
-    uint64_t filled;       // int32 [ranks]: rows of topk_ids from here on hold filled_id
+    uint64_t filled;       // Filled [ranks]
     uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
     uint64_t weight_sums;  // float [capacity, max_distinct]
     uint64_t ids;          // int32 [ranks, capacity, top_k]
@@ -104,6 +109,7 @@ struct Payload {
     uint64_t source_stride;
     uint64_t row_bytes;        // 0: not sent this time
     uint64_t plane;            // offset in the slot
+    uint64_t plane_stride;     // of the workspace, not of the round: a source's rows never lie where another's were the round before
     unsigned char *output;     // nullptr: the plane is the output
     uint64_t output_stride;
     int32_t width;             // widest access [bytes] that source, plane and row_bytes allow: 16, 8, 4, 2, 1

@@ -14,7 +14,7 @@ typedef struct moelink_device_info {
     uint32_t struct_size;
     int32_t ordinal;             /**< CUDA ordinal */
     char name[96];
-    char uuid[40];               /**< "GPU-..." text */
+    char uuid[48];               /**< "GPU-..." text */
     char pci_bus_id[24];
     int32_t compute_capability;  /**< major * 10 + minor: 90 is Hopper */
     int32_t multiprocessors;

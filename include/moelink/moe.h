@@ -106,10 +106,10 @@ MOELINK_API moelink_status moelink_manager_init(moelink_manager *manager, const 
 
 /** Makes sure that the workspace covers the config. CREATED: as init. Covered: a local no-op. Else: collective growth to the
  *  union of tokens, slots and bytes, generation 1 higher; old and new workspace exist together for a moment; views and
- *  captured graphs of the old one are stale. Ranks must come to the same decision, so they pass configs that differ only in
- *  max_tokens at most. Host-blocking, not capturable when it has to do something.
+ *  captured graphs of the old one are stale. Ranks must come to the same decision, so they pass equal configs, max_tokens
+ *  included; a rank that finds itself covered does not wait for one that grows. Host-blocking, not capturable when it has to do something.
  *  Errors: as init; MISMATCH when top_k or num_experts contradict the workspace (the text names both values); INVALID_STATE
- *  while a slot is dispatched, after a fault, or when growth is needed and NO_GROW is set. */
+ *  after a fault, and when growth is needed while a slot is dispatched or NO_GROW is set. */
 MOELINK_API moelink_status moelink_manager_ensure(moelink_manager *manager, const moelink_manager_config *config);
 
 /** Replaces the workspace by one for this config, larger or smaller, whatever the state: CREATED, READY, DISPATCHED (the rounds in
@@ -132,7 +132,7 @@ MOELINK_API moelink_status moelink_manager_state_of(const moelink_manager *manag
 MOELINK_API moelink_status moelink_manager_sizes_of(const moelink_manager *manager, moelink_manager_sizes *out);
 
 /** The manager's sticky fault as seen so far by the host or, through pinned memory, by a kernel: OK, TIMEOUT, PEER_EXITED,
- *  MISMATCH, STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
+ *  MISMATCH, INVALID_STATE (graphs replayed dispatch and combine of a slot out of turn), STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
  *  unharmed. Local. Threads: any. */
 MOELINK_API moelink_status moelink_manager_fault(moelink_manager *manager);
 
@@ -180,10 +180,13 @@ typedef struct moelink_dispatched {
     int32_t ranks;
     int64_t row_capacity;       /**< ranks * slots_per_rank: rows in each output */
     int64_t slots_per_rank;
-    moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address, row bytes, stride and dtype */
+    moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address, row bytes,
+                                     stride and dtype. A view's stride is the config's payload_row_bytes, so it is dense
+                                     when the rows are as large as the workspace was made for */
     int32_t *topk_ids;          /**< [row_capacity, top_k] device; invalid_id where no local expert is meant. Ids are those the
-                                     caller gave: global, not local */
-    float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was. Rows beyond the counts are undefined */
+                                     caller gave: global, not local. Not to be written: which rows are marked is remembered */
+    float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was and num_tokens was not 0. Rows
+                                     beyond the counts are undefined */
     const int32_t *recv_counts; /**< [ranks] device: rows received from each source */
 } moelink_dispatched;
 #define MOELINK_DISPATCHED_INIT {(uint32_t)sizeof(moelink_dispatched), 0, 0, 0, 0, 0, 0, 0}

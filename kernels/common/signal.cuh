@@ -14,16 +14,15 @@ __device__ __forceinline__ uint64_t load_acquire(const uint64_t *at) {
     return value;
 }
 
-__device__ __forceinline__ void store_release(uint64_t *at, uint64_t value) {
-    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
-}
+// Everything that this thread has seen done, also by its block before a barrier, comes before its stores and additions after.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
 __device__ __forceinline__ void store_relaxed(uint64_t *at, uint64_t value) {
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
 }
 
-__device__ __forceinline__ void add_release(uint64_t *at, uint64_t value) {
-    asm volatile("red.release.sys.global.add.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+__device__ __forceinline__ void add_relaxed(uint64_t *at, uint64_t value) {
+    asm volatile("red.relaxed.sys.global.add.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
 }
 
 __device__ __forceinline__ uint64_t now_ns() {
@@ -54,14 +53,11 @@ __device__ inline void report(const Workspace &ws, FaultCode code, int32_t peer,
 // Called by all threads at a kernel's entry, before anything in the workspace is touched. False: do nothing.
 __device__ inline bool may_run(const Workspace &ws) {
     bool stop = false;
-    if (threadIdx.x == 0) {
-        if (*static_cast<volatile uint64_t *>(&ws.anchor->generation) != ws.generation) {
-            stop = true;
-            static_cast<volatile Fault *>(ws.fault)->stale = 1;
-        } else if (read_volatile(&ws.anchor->faulted) != 0u) {
-            stop = true;
-        }
+    if (threadIdx.x == 0 && *static_cast<volatile uint64_t *>(&ws.anchor->generation) != ws.generation) {
+        stop = true;
+        static_cast<volatile Fault *>(ws.fault)->stale = 1;
     }
+    if (threadIdx.x == 32 && read_volatile(&ws.anchor->faulted) != 0u) stop = true;
     return !__syncthreads_or(stop);
 }
 
@@ -100,19 +96,6 @@ __device__ inline bool await_rows(const Workspace &ws, const uint64_t *count_wor
     if (!await(ws, peer, phase, [&] { return load_acquire(rows_word) - base == rows; })) return false;
     *out_rows = static_cast<int32_t>(rows);
     return true;
-}
-
-// The last block to leave a kernel learns it, after everything that the other blocks did. All threads call it.
-__device__ inline bool leaves_last(uint32_t *exits) {
-    __shared__ bool last;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        last = atomicAdd(exits, 1u) + 1 == gridDim.x;
-        __threadfence();
-    }
-    __syncthreads();
-    return last;
 }
 
 }  // namespace moelink::kernels::cuda

@@ -66,7 +66,7 @@ void write_row(const DispatchParams &params, const Router &router, int64_t token
     for (int p = 0; p < params.payload_count; ++p) {
         const Payload &payload = params.payloads[p];
         if (payload.row_bytes == 0) continue;
-        std::memcpy(peer + payload.plane + static_cast<uint64_t>(row) * payload.row_bytes,
+        std::memcpy(peer + payload.plane + static_cast<uint64_t>(row) * payload.plane_stride,
                     payload.source + static_cast<uint64_t>(token) * payload.source_stride, payload.row_bytes);
     }
     int32_t *ids = part<int32_t>(peer, ws.layout.ids) + row * ws.top_k;
@@ -98,12 +98,11 @@ void sum_weights(const DispatchParams &params, const Router &router, int64_t tok
 // Marks the rows of topk_ids beyond those that came, once: rows already marked with the same id stay.
 void fill_ids(const DispatchParams &params, int32_t source, int32_t rows) {
     const Workspace &ws = params.workspace;
-    SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    int32_t *filled = part<int32_t>(ws.mine, ws.layout.filled) + source;
-    int32_t end = state->filled_id == params.invalid_id ? *filled : ws.capacity;
+    Filled *filled = part<Filled>(ws.mine, ws.layout.filled) + source;
+    int32_t end = filled->id == params.invalid_id ? filled->rows : ws.capacity;
     int32_t *ids = part<int32_t>(ws.mine, ws.layout.ids) + int64_t{source} * ws.capacity * ws.top_k;
     if (rows < end) std::fill(ids + int64_t{rows} * ws.top_k, ids + int64_t{end} * ws.top_k, params.invalid_id);
-    *filled = rows;
+    *filled = {rows, params.invalid_id};
 }
 
 void copy_out(const DispatchParams &params, int32_t source, int32_t rows) {
@@ -113,7 +112,7 @@ void copy_out(const DispatchParams &params, int32_t source, int32_t rows) {
         if (payload.row_bytes == 0 || payload.output == nullptr) continue;
         for (int32_t row = 0; row < rows; ++row) {
             uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
-            std::memcpy(payload.output + index * payload.output_stride, ws.mine + payload.plane + index * payload.row_bytes,
+            std::memcpy(payload.output + index * payload.output_stride, ws.mine + payload.plane + index * payload.plane_stride,
                         payload.row_bytes);
         }
     }
@@ -165,7 +164,6 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
         fill_ids(params, source, recv_counts[source]);
         copy_out(params, source, recv_counts[source]);
     }
-    state->filled_id = params.invalid_id;
     state->dispatch_epoch = epoch;
     return fault;
 }

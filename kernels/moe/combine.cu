@@ -50,7 +50,7 @@ __device__ void push(const CombineParams &params, int64_t begin, int64_t end, co
     }
 }
 
-// All stores of the block come before (block barrier, then each signalling thread's release).
+// All stores of the block come before: block barrier, then each signalling thread's fence.
 __device__ void signal(const CombineParams &params, int64_t begin, int64_t end, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int32_t i = threadIdx.x;
@@ -58,10 +58,14 @@ __device__ void signal(const CombineParams &params, int64_t begin, int64_t end, 
     const int32_t source = source_at(ws, i);
     SourceLine *line = part<SourceLine>(shared.peers[source], ws.layout.lines) + ws.rank;
     const int64_t rows = min(end, shared.start[i + 1]) - max(begin, shared.start[i]);
-    if (rows > 0) add_release(&line->combine_rows, static_cast<uint64_t>(rows));
-    if (blockIdx.x == 0) {
-        store_relaxed(&line->combine_shape, tagged(shared.epoch, params.shape));
-        store_release(&line->combine_count, tagged(shared.epoch, static_cast<uint32_t>(shared.start[i + 1] - shared.start[i])));
+    const bool announces = blockIdx.x == 0;
+    if (announces) store_relaxed(&line->combine_shape, tagged(shared.epoch, params.shape));
+    if (announces || rows > 0) fence();
+    if (rows > 0) add_relaxed(&line->combine_rows, static_cast<uint64_t>(rows));
+    if (announces) {
+        const int64_t total = shared.start[i + 1] - shared.start[i];
+        store_relaxed(&line->combine_count, tagged(shared.epoch, static_cast<uint32_t>(total)));
+        part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source] += static_cast<uint64_t>(total);  // for the next dispatch
     }
 }
 
@@ -129,7 +133,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     const Workspace &ws = params.workspace;
     if (!may_run(ws)) return;
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    if (threadIdx.x == 0) shared.epoch = state->combine_epoch + 1;
+    if (threadIdx.x == block_threads - 1) shared.epoch = state->dispatch_epoch;
     if (threadIdx.x < ws.ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
     prefix_counts(ws, shared);
     const int64_t rows = shared.start[ws.ranks];
@@ -153,13 +157,8 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
             }
         }
     }
-    if (!leaves_last(&state->combine_exits)) return;
-    if (threadIdx.x < ws.ranks) {
-        part<uint64_t>(ws.mine, ws.layout.combine_base)[threadIdx.x] +=
-            static_cast<uint64_t>(part<int32_t>(ws.mine, ws.layout.send_counts)[threadIdx.x]);
-    }
-    if (threadIdx.x == 0) {
-        state->combine_exits = 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        if (state->combine_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_combine);
         state->combine_epoch = shared.epoch;
     }
 }

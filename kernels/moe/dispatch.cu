@@ -160,7 +160,7 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
                 batch.load(from, first, count, teams.width);
                 for (int j = 0; j < distinct; ++j) {
                     const Destination to = shared.to[local][j];
-                    batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, to)) * payload.row_bytes, first,
+                    batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, to)) * payload.plane_stride, first,
                                 count, teams.width);
                 }
             }
@@ -169,21 +169,29 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
 }
 
 // Rows of this block to every rank; the block with the last tokens knows the totals and announces them. All stores of the
-// block come before (block barrier, then each signalling thread's release).
+// block come before: block barrier, then each signalling thread's fence.
 __device__ void signal(const DispatchParams &params, bool last_tokens, int32_t tokens, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int rank = threadIdx.x;
     if (rank < ws.ranks) {
         SourceLine *line = part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank;
         const int32_t rows = shared.next[rank] - shared.before[rank];
-        if (rows > 0) add_release(&line->dispatch_rows, static_cast<uint64_t>(rows));
+        if (last_tokens) store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
+        if (last_tokens || rows > 0) fence();
+        if (rows > 0) add_relaxed(&line->dispatch_rows, static_cast<uint64_t>(rows));
         if (last_tokens) {
-            part<int32_t>(ws.mine, ws.layout.send_counts)[rank] = shared.next[rank];
-            store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
-            store_release(&line->dispatch_count, tagged(shared.epoch, static_cast<uint32_t>(shared.next[rank])));
+            store_relaxed(&line->dispatch_count, tagged(shared.epoch, static_cast<uint32_t>(shared.next[rank])));
+            int32_t *sent = part<int32_t>(ws.mine, ws.layout.send_counts) + rank;
+            part<uint64_t>(ws.mine, ws.layout.combine_base)[rank] += static_cast<uint64_t>(*sent);  // the round before, now summed
+            *sent = shared.next[rank];
         }
     }
-    if (last_tokens && threadIdx.x == 0) part<SlotState>(ws.mine, ws.layout.state)->tokens = tokens;
+    if (last_tokens && threadIdx.x == 0) {
+        SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
+        if (state->dispatch_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_dispatch);
+        state->tokens = tokens;
+        state->dispatch_epoch = shared.epoch;
+    }
 }
 
 __device__ bool await_source(const DispatchParams &params, int32_t source, Shared &shared) {
@@ -198,14 +206,13 @@ __device__ bool await_source(const DispatchParams &params, int32_t source, Share
 // Marks the rows of topk_ids beyond those that came, once: rows already marked with the same id stay.
 __device__ void fill_ids(const DispatchParams &params, int32_t source, int32_t rows) {
     const Workspace &ws = params.workspace;
-    const SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    int32_t *filled = part<int32_t>(ws.mine, ws.layout.filled) + source;
-    const int64_t end = state->filled_id == params.invalid_id ? *filled : ws.capacity;
+    Filled *filled = part<Filled>(ws.mine, ws.layout.filled) + source;
+    const int64_t end = filled->id == params.invalid_id ? filled->rows : ws.capacity;
     int32_t *ids = part<int32_t>(ws.mine, ws.layout.ids) + int64_t{source} * ws.capacity * ws.top_k;
     for (int64_t i = int64_t{rows} * ws.top_k + threadIdx.x; i < end * ws.top_k; i += block_threads) ids[i] = params.invalid_id;
     __syncthreads();
     if (threadIdx.x == 0) {
-        *filled = rows;
+        *filled = {rows, params.invalid_id};
         part<int32_t>(ws.mine, ws.layout.recv_counts)[source] = rows;
     }
 }
@@ -221,7 +228,7 @@ __device__ void copy_out(const DispatchParams &params, const Shared &shared) {
             const Teams teams((rows + gridDim.x - 1) / gridDim.x);
             for (int64_t row = int64_t{blockIdx.x} * teams.count + teams.team; row < rows; row += int64_t{gridDim.x} * teams.count) {
                 const uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
-                copy_row(teams, ws.mine + payload.plane + index * payload.row_bytes, payload.output + index * payload.output_stride,
+                copy_row(teams, ws.mine + payload.plane + index * payload.plane_stride, payload.output + index * payload.output_stride,
                          payload.row_bytes, width);
             }
         }
@@ -233,21 +240,23 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
     if (!may_run(ws)) return;
-    SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
     const ExpertRanks owners(ws.num_experts, ws.ranks);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, __ldg(params.tokens_device)));
     const int64_t begin = share_begin(tokens, blockIdx.x), end = share_begin(tokens, blockIdx.x + 1);
-    if (threadIdx.x == 0) shared.epoch = state->dispatch_epoch + 1;
+    if (threadIdx.x == block_threads - 1) shared.epoch = part<SlotState>(ws.mine, ws.layout.state)->combine_epoch + 1;
     if (threadIdx.x < ws.ranks) {
         shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
         shared.before[threadIdx.x] = 0;
+        shared.next[threadIdx.x] = 0;
     }
     __syncthreads();
-    count_before<Id, Words>(params, owners, begin, shared);
-    __syncthreads();
-    if (threadIdx.x < ws.ranks) shared.next[threadIdx.x] = shared.before[threadIdx.x];
-    __syncthreads();
+    if (begin > 0) {
+        count_before<Id, Words>(params, owners, begin, shared);
+        __syncthreads();
+        if (threadIdx.x < ws.ranks) shared.next[threadIdx.x] = shared.before[threadIdx.x];
+        __syncthreads();
+    }
     for (int64_t first = begin; first < end; first += batch_tokens) {
         const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
         if (threadIdx.x < 32) route_batch<Id, Words>(params, owners, first, count, shared);
@@ -273,16 +282,6 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (!lost) {
         for (int32_t source = blockIdx.x; source < ws.ranks; source += gridDim.x) fill_ids(params, source, shared.counts[source]);
         if (copies) copy_out(params, shared);
-    }
-    if (!leaves_last(&state->dispatch_exits)) return;
-    if (threadIdx.x < ws.ranks) {
-        part<uint64_t>(ws.mine, ws.layout.dispatch_base)[threadIdx.x] +=
-            static_cast<uint64_t>(__ldcg(part<int32_t>(ws.mine, ws.layout.recv_counts) + threadIdx.x));
-    }
-    if (threadIdx.x == 0) {
-        state->filled_id = params.invalid_id;
-        state->dispatch_exits = 0;
-        state->dispatch_epoch = shared.epoch;
     }
 }
 

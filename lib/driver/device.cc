@@ -40,7 +40,8 @@ int device_count() {
 CUdevice device_at(int32_t ordinal, const char *name) {
     int count = device_count();
     if (ordinal < 0 || ordinal >= count) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is {}; this process sees {} CUDA {}", name, ordinal, count, count == 1 ? "device" : "devices");
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is {}; this process sees {} CUDA {}", name, ordinal, count,
+             count == 1 ? "device" : "devices");
     }
     CUdevice device = 0;
     check(cuda().device(&device, ordinal), "cuDeviceGet");
@@ -208,7 +209,8 @@ moelink_status moelink_device_library(const char *name, char *text, uint64_t byt
             set_last_error(fmt::format("moelink_device_library: {}", line));
         }
         if (!write_text(line, text, bytes)) {
-            fail(MOELINK_ERR_TOO_SMALL, "the line has {} bytes with its end mark, and text has room for {}", line.size() + 1, bytes);
+            fail(MOELINK_ERR_TOO_SMALL, "the line has {} bytes with its end mark, and text has room for {}", line.size() + 1,
+                 bytes);
         }
         return status;
     });

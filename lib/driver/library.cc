@@ -13,7 +13,8 @@ Library::Library(std::initializer_list<const char *> names) {
         handle_ = dlopen(name, RTLD_NOW | RTLD_LOCAL);
         if (handle_ != nullptr) {
             link_map *map = nullptr;
-            bool known = dlinfo(handle_, RTLD_DI_LINKMAP, &map) == 0 && map != nullptr && map->l_name != nullptr && *map->l_name != '\0';
+            bool known = dlinfo(handle_, RTLD_DI_LINKMAP, &map) == 0 && map != nullptr;
+            known = known && map->l_name != nullptr && *map->l_name != '\0';
             file_ = known ? map->l_name : name;
             return;
         }

@@ -73,7 +73,8 @@ void check_nccl(NcclResult result, const char *what, NcclComm comm) {
     if (result == nccl_unhandled_cuda_error) status = MOELINK_ERR_DEVICE;
     if (result == nccl_remote_error) status = MOELINK_ERR_PEER_EXITED;
     const char *more = nccl().last_error(comm);
-    fail(status, "{}: {}{}{}", what, nccl().error_string(result), more != nullptr && *more != '\0' ? "; " : "", more != nullptr ? more : "");
+    if (more == nullptr) more = "";
+    fail(status, "{}: {}{}{}", what, nccl().error_string(result), *more != '\0' ? "; " : "", more);
 }
 
 }  // namespace moelink

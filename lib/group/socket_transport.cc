@@ -249,7 +249,6 @@ void SocketTransport::on_lost(Link &link, moelink_status status, const std::stri
     } else {
         children_.erase(peer);
     }
-    if (finalized_) return;
     std::string full = status == MOELINK_ERR_PEER_EXITED ? fmt::format("rank {} exited without finalize", peer)
                                                          : fmt::format("rank {} is lost to rank {}: {}", peer, plan_.rank, text);
     end(status, full, nullptr);

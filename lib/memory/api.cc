@@ -44,8 +44,8 @@ void moelink_memory_info_init(moelink_memory_info *info) {
     if (info != nullptr) *info = MOELINK_MEMORY_INFO_INIT;
 }
 
-moelink_status moelink_memory_query(moelink_group *group, const moelink_memory_params *params, moelink_memory_info *out, char *reasons,
-                                    uint64_t reasons_bytes) {
+moelink_status moelink_memory_query(moelink_group *group, const moelink_memory_params *params, moelink_memory_info *out,
+                                    char *reasons, uint64_t reasons_bytes) {
     return collective("moelink_memory_query", group, [&](const Ref<Group> &object) {
         moelink_memory_params read = checked(*object, [&] {
             check_output(out, "out");
@@ -85,7 +85,8 @@ moelink_status moelink_memory_peer(const moelink_memory *memory, int32_t rank, v
     });
 }
 
-moelink_status moelink_memory_describe(const moelink_memory *memory, moelink_memory_info *out, char *reasons, uint64_t reasons_bytes) {
+moelink_status moelink_memory_describe(const moelink_memory *memory, moelink_memory_info *out, char *reasons,
+                                       uint64_t reasons_bytes) {
     return guard("moelink_memory_describe", [&] {
         const Memory &object = *not_null(memory, "memory")->object;
         write_output(out, object.info(), "out");

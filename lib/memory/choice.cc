@@ -32,7 +32,8 @@ void prove(Group &group, Copies &copies, const Deadline &deadline) {
             uint8_t seen = 0;
             copies.read(rank, &seen, 1);
             if (seen != mark(rank)) {
-                fail(MOELINK_ERR_UNSUPPORTED, "the mapped copy of rank {} reads {:#x} where that rank wrote {:#x}", rank, seen, mark(rank));
+                fail(MOELINK_ERR_UNSUPPORTED, "the mapped copy of rank {} reads {:#x} where that rank wrote {:#x}", rank, seen,
+                     mark(rank));
             }
         }
     });
@@ -68,7 +69,8 @@ moelink_memory_info external_info(const Group &group, const Request &request) {
 
 Choice::Choice(Group &group, const Request &request, bool all, const Deadline &deadline) : info_(fresh_info(group)) {
     for (const Provider &provider : providers()) {
-        bool wanted = request.provider == provider.id || (request.provider == MOELINK_MEMORY_AUTO && provider.device == group.device());
+        bool automatic = request.provider == MOELINK_MEMORY_AUTO && provider.device == group.device();
+        bool wanted = automatic || request.provider == provider.id;
         if (wanted && (all || taken_ == nullptr)) try_one(group, provider, deadline);
     }
     if (taken_ != nullptr) info_.bytes = request.rounded(info_.granularity, group.size());

@@ -31,8 +31,8 @@ class Exchange {
 public:
     Exchange(int rank, const std::vector<Card> &cards, const std::string &directory, FdListener &listener, int mine,
              const std::function<void(int, Fd)> &take)
-        : rank_(rank), cards_(cards), directory_(directory), listener_(listener), mine_(mine), take_(take), done_(cards.size(), 0),
-          next_(static_cast<size_t>(rank) + 1) {
+        : rank_(rank), cards_(cards), directory_(directory), listener_(listener), mine_(mine), take_(take),
+          done_(cards.size(), 0), next_(static_cast<size_t>(rank) + 1) {
         done_[static_cast<size_t>(rank)] = 1;
     }
 
@@ -194,8 +194,8 @@ void require_reachable(int rank, const std::vector<Card> &cards, const std::stri
             fail(MOELINK_ERR_UNSUPPORTED, "rank {} is on another host, and file descriptors do not leave theirs", peer);
         }
         if (directory.empty() && !may_share_network(mine.place, cards[peer].place)) {
-            fail(MOELINK_ERR_UNSUPPORTED, "rank {} is in another network namespace; name a shared directory as the group's socket_dir",
-                 peer);
+            fail(MOELINK_ERR_UNSUPPORTED,
+                 "rank {} is in another network namespace; name a shared directory as the group's socket_dir", peer);
         }
         require_fd_socket(directory, cards[peer].name);
     }

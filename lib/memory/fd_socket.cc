@@ -44,7 +44,9 @@ Fd make_socket() {
 bool is_own_user(int socket, uint32_t *uid) {
     ucred peer{};
     socklen_t size = sizeof peer;
-    if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("SO_PEERCRED", errno));
+    if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
+        fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("SO_PEERCRED", errno));
+    }
     *uid = peer.uid;
     return peer.uid == geteuid();
 }

@@ -55,11 +55,13 @@ private:
 void require_available(uint64_t bytes, int ranks) {
     uint64_t available = host_bytes_available();
     if (bytes > available / static_cast<uint64_t>(ranks)) {
-        fail(MOELINK_ERR_OUT_OF_MEMORY, "{} x {} bytes of host memory are asked for, and {} are available", ranks, bytes, available);
+        fail(MOELINK_ERR_OUT_OF_MEMORY, "{} x {} bytes of host memory are asked for, and {} are available", ranks, bytes,
+             available);
     }
     rlimit limit{};
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur) {
-        fail(MOELINK_ERR_OUT_OF_MEMORY, "{} bytes are asked for, and the limit of a file's size (ulimit -f) is {}", bytes, limit.rlim_cur);
+        fail(MOELINK_ERR_OUT_OF_MEMORY, "{} bytes are asked for, and the limit of a file's size (ulimit -f) is {}", bytes,
+             limit.rlim_cur);
     }
 }
 
@@ -101,7 +103,9 @@ Fd make_sealed(uint64_t bytes, const Deadline &deadline) {
 // What a peer sends is only mapped when it can never shrink under this rank.
 void require_sealed(int fd, uint64_t bytes) {
     int found = fcntl(fd, F_GET_SEALS);
-    if (found < 0 || (found & seals) != seals) fail(MOELINK_ERR_INTERNAL, "the file descriptor is no sealed memfd (seals {})", found);
+    if (found < 0 || (found & seals) != seals) {
+        fail(MOELINK_ERR_INTERNAL, "the file descriptor is no sealed memfd (seals {})", found);
+    }
     struct stat info{};
     if (fstat(fd, &info) != 0) fail(MOELINK_ERR_INTERNAL, "{}", errno_text("fstat", errno));
     if (static_cast<uint64_t>(info.st_size) != bytes) {

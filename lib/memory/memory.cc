@@ -28,14 +28,16 @@ std::shared_ptr<void> hold_device(const Group &) { return nullptr; }
 }  // namespace
 
 Memory::Memory(Ref<Group> group, moelink_memory_info info, std::string reasons, std::unique_ptr<Mapping> mapping)
-    : group_(std::move(group)), info_(info), reasons_(std::move(reasons)), mapping_(std::move(mapping)), peers_(mapping_->peers) {}
+    : group_(std::move(group)), info_(info), reasons_(std::move(reasons)), mapping_(std::move(mapping)),
+      peers_(mapping_->peers) {}
 
 Ref<Memory> Memory::create(Ref<Group> group, const moelink_memory_params &params) {
     Deadline deadline = group->deadline();
     Request request = agree_on_request(*group, params, Purpose::create, deadline);
     if (request.provider == MOELINK_MEMORY_EXTERNAL) {
         moelink_memory_info info = external_info(*group, request);
-        return Ref<Memory>::adopt(new Memory(std::move(group), info, "external: taken\n", map_external(request.external, request.bytes)));
+        std::unique_ptr<Copies> copies = map_external(request.external, request.bytes);
+        return Ref<Memory>::adopt(new Memory(std::move(group), info, "external: taken\n", std::move(copies)));
     }
     std::shared_ptr<void> device = hold_device(*group);
     Choice choice(*group, request, false, deadline);

@@ -16,7 +16,8 @@ std::span<const Provider> providers() {
          CUDA_PROVIDER(fabric)},
         {MOELINK_MEMORY_POSIX_FD, MOELINK_DEVICE_CUDA, "posix-fd", "GPUs of one host that reach each other, and a Unix socket",
          CUDA_PROVIDER(posix_fd)},
-        {MOELINK_MEMORY_CUDA_IPC, MOELINK_DEVICE_CUDA, "cuda-ipc", "GPUs of one host that reach each other", CUDA_PROVIDER(cuda_ipc)},
+        {MOELINK_MEMORY_CUDA_IPC, MOELINK_DEVICE_CUDA, "cuda-ipc", "GPUs of one host that reach each other",
+         CUDA_PROVIDER(cuda_ipc)},
         {MOELINK_MEMORY_HOST_SHM, MOELINK_DEVICE_HOST, "host-shm", "ranks of one host, and a Unix socket", host_shm_granularity,
          map_host_shm},
     }};

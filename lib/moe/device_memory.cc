@@ -132,7 +132,9 @@ void Device::write(void *device, const void *host, uint64_t bytes) const {
 #if MOELINK_CUDA
     if (on_cuda()) {
         DeviceGuard guard(*this);
+        // A small copy from pageable memory may return before it has arrived; other streams must not overtake it.
         check(cuda().copy_to_device(address(device), host, bytes), "cuMemcpyHtoD");
+        check(cuda().stream_synchronize(nullptr), "cuStreamSynchronize");
         return;
     }
 #endif

@@ -45,7 +45,7 @@ WorkspaceLayout make_layout(const Config &config, int ranks) {
     slot.combine_base = cursor.take({r, sizeof(uint64_t)});
     slot.recv_counts = cursor.take({r, sizeof(int32_t)});
     slot.send_counts = cursor.take({r, sizeof(int32_t)});
-    slot.filled = cursor.take({r, sizeof(int32_t)});
+    slot.filled = cursor.take({r, sizeof(Filled)});
     slot.distinct = cursor.take({capacity, sizeof(int32_t)});
     slot.weight_sums = cursor.take({capacity, distinct, sizeof(float)});
     slot.origins = cursor.take({r, capacity, sizeof(RowOrigin)});

@@ -135,7 +135,8 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
         throw;
     }
     if (!capturing) slot.dispatched = true;
-    slot.has_weights = call.args.topk_weights != nullptr;
+    // A rank without tokens has nothing to weigh and no weights to point to.
+    slot.has_weights = call.args.topk_weights != nullptr || call.args.num_tokens == 0;
     slot.num_tokens = call.args.num_tokens;
 
     moelink_dispatched result = MOELINK_DISPATCHED_INIT;
@@ -201,6 +202,9 @@ bool Manager::poll_fault() {
     if (seen.code == kernels::fault_mismatch) {
         fault_ = MOELINK_ERR_MISMATCH;
         error_ = fmt::format("rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), phase, seen.peer);
+    } else if (seen.code == kernels::fault_pairing) {
+        fault_ = MOELINK_ERR_INVALID_STATE;
+        error_ = fmt::format("rank {}: {}: replayed out of turn; dispatch and combine of a slot must alternate", group_->rank(), phase);
     } else {
         fault_ = MOELINK_ERR_TIMEOUT;
         error_ = fmt::format("rank {}: {}: no word from rank {} within {} ms", group_->rank(), phase, seen.peer, config_.timeout_ns / 1000000);

@@ -102,7 +102,7 @@ void OneSided::reset(size_t slot) {
     const kernels::SlotLayout &layout = layout_.slot;
     unsigned char *mine = workspaces_[slot].mine;
     device_.clear(mine + layout.lines, layout.distinct - layout.lines);
-    std::vector<int32_t> filled(static_cast<size_t>(group_->size()), config_.max_tokens);
+    std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
 }
 
@@ -150,14 +150,16 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.source_stride = rows.row_stride;
         payload.row_bytes = rows.row_bytes;
         payload.plane = ws.layout.planes[i];
+        payload.plane_stride = config_.payload_row_bytes[i];
         payload.output = static_cast<unsigned char *>(output.data);
         payload.output_stride = output.row_stride;
-        payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes);
-        payload.output_width = kernels::access_width(bits(output.data) | output.row_stride | rows.row_bytes);
+        payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes | payload.plane_stride);
+        payload.output_width = kernels::access_width(bits(output.data) | output.row_stride);
         shape.add(rows.row_bytes);
         if (rows.row_bytes == 0) continue;
         copies_out = copies_out || output.data != nullptr;
-        received.payloads[i] = output.data != nullptr ? output : dense_rows(ws.mine + payload.plane, rows);
+        received.payloads[i] = output;
+        if (output.data == nullptr) received.payloads[i] = {ws.mine + payload.plane, 0, payload.plane_stride, rows.dtype, 0};
         received.payloads[i].row_bytes = rows.row_bytes;
     }
     params.shape = shape.value();

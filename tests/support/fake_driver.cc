@@ -305,7 +305,8 @@ CUresult mem_unmap(CUdeviceptr at, size_t size) {
     ENTER("mem_unmap");
     auto found = state->mappings.find(at);
     if (found == state->mappings.end() || found->second.size != size) return misuse(CUDA_ERROR_INVALID_VALUE);
-    void *raw = mmap(reinterpret_cast<void *>(at), size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    void *raw = mmap(reinterpret_cast<void *>(at), size, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     if (raw == MAP_FAILED) return CUDA_ERROR_UNMAP_FAILED;
     uint64_t id = found->second.pages;
     state->mappings.erase(found);

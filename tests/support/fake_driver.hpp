@@ -47,7 +47,8 @@ struct Outstanding {
     int misuses = 0;  // what a driver would refuse: double frees, wrong sizes, ...
     int early = 0;    // IPC memory freed while a peer had it open
     bool none() const {
-        return contexts + handles + pages + reservations + mappings + allocations + opened + streams + pushed + misuses + early == 0;
+        int held = contexts + handles + pages + reservations + mappings + allocations + opened + streams;
+        return held + pushed + misuses + early == 0;
     }
 };
 Outstanding outstanding();

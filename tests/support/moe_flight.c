@@ -124,6 +124,9 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_man
     flight->round = *round;
     flight->kind = kind;
     flight->stream = stream;
+    if (ctx->device == MOELINK_DEVICE_CUDA && kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) {
+        flight->round.mode = MOELINK_COMBINE_SUM; /* NCCL sums by itself */
+    }
     flight->tokens = flight->bound = round->tokens[ctx->rank];
     uint64_t state = random_mix(round->seed, 7000 + (uint64_t)ctx->rank);
     moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
@@ -155,11 +158,14 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_man
 void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed) {
     moe_round *round = &flight->round;
     uint64_t row_bytes = round->row_bytes[0], tokens = (uint64_t)flight->tokens;
-    int32_t ids_dtype = moe_ids_dtype(round, ctx->rank);
-    do {
+    const moe_round before = *round;
+    int same;
+    do { /* every rank comes to the same seed, one that keeps the type of all ranks' ids */
         round->seed = seed;
         seed = random_mix(seed, 55);
-    } while (moe_ids_dtype(round, ctx->rank) != ids_dtype);
+        same = 1;
+        for (int rank = 0; rank < ctx->size; ++rank) same &= moe_ids_dtype(round, rank) == moe_ids_dtype(&before, rank);
+    } while (!same);
     round->ids_style = (int)(seed % MOE_IDS_STYLES);
     uint64_t ids_at = ((uint64_t)flight->bound * row_bytes + 15u) & ~(uint64_t)15u;
     uint64_t weights_at = (ids_at + flight->ids.bytes + 15u) & ~(uint64_t)15u;

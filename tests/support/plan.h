@@ -24,7 +24,7 @@ int plan_has_kind(rank_context *ctx, int32_t kind);
 /* Options of a run on TEST_DEVICE. */
 rank_options plan_options(int32_t device, const char *name, int ranks, int threads);
 
-/* Runs the function in that many ranks and fails the cmocka test unless all is well; nothing where the machine has too few GPUs. */
+/* Runs the function in that many ranks and fails the cmocka test unless all is well; nothing where there are too few GPUs. */
 #define PLAN_RUN(options, function)                                              \
     do {                                                                         \
         if (plan_has_ranks((options)->device, (options)->size)) {                \

@@ -67,7 +67,7 @@ std::vector<Outcome> run(int size, const char *directory, const Body &body) {
 
 Fd numbered(int number) {
     Fd fd(memfd_create("test", MFD_CLOEXEC));
-    if (!fd || write(fd.get(), &number, sizeof number) != sizeof number) fail(MOELINK_ERR_INTERNAL, "no memfd");
+    if (!fd || write(fd.get(), &number, sizeof number) != sizeof number) throw Error(MOELINK_ERR_INTERNAL, "no memfd");
     return fd;
 }
 
@@ -80,7 +80,7 @@ void exchange_numbers(Group &group, Outcome &outcome) {
     outcome.got.assign(static_cast<size_t>(group.size()), -1);
     Fd mine = numbered(100 + group.rank());
     exchange_fds(group, mine.get(), group.deadline(), [&](int peer, Fd fd) {
-        if ((fcntl(fd.get(), F_GETFD) & FD_CLOEXEC) == 0) fail(MOELINK_ERR_INTERNAL, "not closed by exec");
+        if ((fcntl(fd.get(), F_GETFD) & FD_CLOEXEC) == 0) throw Error(MOELINK_ERR_INTERNAL, "not closed by exec");
         outcome.got[static_cast<size_t>(peer)] = number_in(fd);
     });
 }
@@ -134,7 +134,7 @@ void test_a_take_that_throws(void **) {
     std::vector<Outcome> outcomes = run(4, nullptr, [](Group &group, Outcome &) {
         Fd mine = numbered(group.rank());
         exchange_fds(group, mine.get(), group.deadline(), [&](int peer, Fd) {
-            if (group.rank() == 2 && peer == 1) fail(MOELINK_ERR_OUT_OF_MEMORY, "no room");
+            if (group.rank() == 2 && peer == 1) throw Error(MOELINK_ERR_OUT_OF_MEMORY, "no room");
         });
     });
     expect_alike(outcomes, MOELINK_ERR_OUT_OF_MEMORY, "rank 2: memory of rank 1: no room");

@@ -190,7 +190,7 @@ double time_memcpy(Job &job) {
     std::vector<char> rows(sent * row_bytes);
     auto *source = static_cast<char *>(job.tokens());
     auto *output = static_cast<char *>(job.output(0));
-    std::memset(rows.data(), 1, rows.size());
+    std::fill(rows.begin(), rows.end(), char{1});
     std::vector<double> samples;
     for (int i = 0; i < least_iterations + 1; ++i) {
         session.align();
