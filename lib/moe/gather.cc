@@ -230,13 +230,14 @@ Received GatherNccl::dispatch(const DispatchCall &call, moelink_stream stream) {
     gather(ids.out_ids, slot.ids.as(), top_k * 4, rank_tokens, stream);
     check_nccl(nccl().all_gather(ids.out_tokens, slot.counts.as(), 4, nccl_uint8, comm_, stream), "ncclAllGather", comm_);
 
+    // Weights always travel: a rank without tokens may pass NULL and cannot know whether the others do.
     Received received;
-    if (args.topk_weights != nullptr || args.num_tokens == 0) {
+    if (args.topk_weights != nullptr) {
         const moelink_rows weights{const_cast<float *>(args.topk_weights), top_k * 4, top_k * 4, MOELINK_DTYPE_F32, 0};
         pack(weights, weights_staging_.as(), args.num_tokens, ids.out_tokens, stream);
-        gather(weights_staging_.as(), slot.weights.as(), top_k * 4, rank_tokens, stream);
-        received.topk_weights = slot.weights.as<float>();
     }
+    gather(weights_staging_.as(), slot.weights.as(), top_k * 4, rank_tokens, stream);
+    if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = slot.weights.as<float>();
     for (size_t p = 0; p < static_cast<size_t>(call.payload_count); ++p) {
         const moelink_rows &payload = call.payloads[p];
         if (payload.row_bytes == 0) continue;
