@@ -83,7 +83,7 @@ struct SlotLayout {
     uint64_t ids;          // int32 [ranks, capacity, top_k]
     uint64_t weights;      // float [ranks, capacity, top_k]
     uint64_t origins;      // RowOrigin [ranks, capacity]
-    uint64_t planes[max_payloads];  // bytes [ranks, capacity, row_bytes of the payload's largest form]
+    uint64_t planes[max_payloads];  // bytes [ranks, capacity, plane_stride]
     uint64_t combine;      // bytes [capacity, max_distinct, combine_row_bytes]
     uint64_t bytes;        // of one slot
 };

@@ -181,8 +181,9 @@ typedef struct moelink_dispatched {
     int64_t row_capacity;       /**< ranks * slots_per_rank: rows in each output */
     int64_t slots_per_rank;
     moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address, row bytes,
-                                     stride and dtype. A view's stride is the config's payload_row_bytes, so it is dense
-                                     when the rows are as large as the workspace was made for */
+                                     stride and dtype. A one-sided view's stride is the config's payload_row_bytes,
+                                     rounded up to 4 above 2: dense when rows are a multiple of 4 and as large as the
+                                     workspace was made for */
     int32_t *topk_ids;          /**< [row_capacity, top_k] device; invalid_id where no local expert is meant. Ids are those the
                                      caller gave: global, not local. Not to be written: which rows are marked is remembered */
     float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was and num_tokens was not 0. Rows

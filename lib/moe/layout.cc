@@ -26,6 +26,9 @@ private:
     uint64_t at_ = 0;
 };
 
+// Rows of any value type can be combined where they were received, so they must not start at odd places.
+uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : (row_bytes + 3) / 4 * 4; }
+
 }  // namespace
 
 WorkspaceLayout make_layout(const Config &config, int ranks) {
@@ -52,7 +55,10 @@ WorkspaceLayout make_layout(const Config &config, int ranks) {
     result.control_bytes = cursor.at();
     slot.ids = cursor.take({r, capacity, top_k, sizeof(int32_t)});
     slot.weights = cursor.take({r, capacity, top_k, sizeof(float)});
-    for (size_t p = 0; p < config.payload_row_bytes.size(); ++p) slot.planes[p] = cursor.take({r, capacity, config.payload_row_bytes[p]});
+    for (size_t p = 0; p < config.payload_row_bytes.size(); ++p) {
+        result.plane_strides.push_back(plane_stride(config.payload_row_bytes[p]));
+        slot.planes[p] = cursor.take({r, capacity, result.plane_strides[p]});
+    }
     result.dispatch_bytes = cursor.at() - result.control_bytes;
     slot.combine = cursor.take({capacity, distinct, config.combine_row_bytes});
     result.combine_bytes = cursor.at() - result.control_bytes - result.dispatch_bytes;

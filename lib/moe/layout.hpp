@@ -4,11 +4,14 @@
 #include "kernels/launch.hpp"
 #include "moe/config.hpp"
 
+#include <vector>
+
 namespace moelink {
 
 struct WorkspaceLayout {
     kernels::SlotLayout slot{};
     int32_t max_distinct = 0;
+    std::vector<uint64_t> plane_strides;  // [bytes] from row to row, by payload
     uint64_t control_bytes = 0;   // of one slot
     uint64_t dispatch_bytes = 0;  // of one slot
     uint64_t combine_bytes = 0;   // of one slot

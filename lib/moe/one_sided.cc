@@ -150,7 +150,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.source_stride = rows.row_stride;
         payload.row_bytes = rows.row_bytes;
         payload.plane = ws.layout.planes[i];
-        payload.plane_stride = config_.payload_row_bytes[i];
+        payload.plane_stride = layout_.plane_strides[i];
         payload.output = static_cast<unsigned char *>(output.data);
         payload.output_stride = output.row_stride;
         payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes | payload.plane_stride);
