@@ -22,7 +22,9 @@ enum moelink_manager_kind {
     /** Push dispatch and push combine through symmetric memory. Stream-ordered, graph-capturable, no host synchronisation. */
     MOELINK_MANAGER_ONE_SIDED = 1,
     /** Every rank receives every token (all-gather); outputs come back by reduce-scatter. NCCL on CUDA (looked up at run time),
-     *  the group's own shared memory on the host. On CUDA the sum is NCCL's: order and intermediate rounding are its own. */
+     *  the group's own shared memory on the host. On CUDA the sum is NCCL's: order and intermediate rounding are its own; it has
+     *  no deadline; and graphs that captured it must be destroyed before reinit, growth, cleanup or destroy, since NCCL
+     *  waits for them. */
     MOELINK_MANAGER_ALLGATHER_REDUCESCATTER = 3,
     /** Naive, through the group's control connections and host memory; host-blocking, not capturable. For tests. */
     MOELINK_MANAGER_REFERENCE = 5

@@ -174,17 +174,20 @@ static void several(rank_context *ctx) {
             round.combine = 1;
             moe_flight_prepare(who[i], &flights[i], managers[i], kinds[i], &geometry, &round, stream);
         }
-        /* Ranks that are threads share a driver: none may allocate or free while a peer has yet to launch what it waits for. */
-        RANK_CHECK(ctx, rank_meet(ctx, 60000));
-        for (int i = 0; i < count; ++i) moe_flight_dispatch(who[i], &flights[i], managers[i]);
+        /* Ranks that are threads share a driver: none may allocate or free while a peer has yet to launch what it waits for,
+         * and NCCL does when a communicator is first used. */
+        for (int i = 0; i < count; ++i) {
+            if (i == 0 || kinds[i] != kinds[i - 1]) RANK_CHECK(ctx, rank_meet(ctx, 60000));
+            moe_flight_dispatch(who[i], &flights[i], managers[i]);
+        }
         RANK_CHECK(ctx, rank_meet(ctx, 60000));
         moe_work(&halved, apart, MOELINK_MANAGER_ONE_SIDED, &small, repeat, stream);
         for (int i = count - 1; i >= 0; --i) {
             moe_flight_check_dispatch(who[i], &flights[i]);
             moe_flight_experts(who[i], &flights[i]);
             moe_flight_combine(who[i], &flights[i], managers[i]);
+            if (i == 0 || kinds[i] != kinds[i - 1]) RANK_CHECK(ctx, rank_meet(ctx, 60000));
         }
-        RANK_CHECK(ctx, rank_meet(ctx, 60000));
         for (int i = 0; i < count; ++i) {
             moe_flight_check_combine(who[i], &flights[i]);
             moe_flight_free(who[i], &flights[i]);

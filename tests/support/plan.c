@@ -5,9 +5,11 @@
 const int32_t plan_kinds[PLAN_KINDS] = {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER,
                                         MOELINK_MANAGER_REFERENCE};
 
-int plan_has_ranks(int32_t device, int ranks) {
-    if (device != MOELINK_DEVICE_CUDA) return 1;
+int plan_has_ranks(const rank_options *options) {
+    int ranks = options->size;
+    if (options->device != MOELINK_DEVICE_CUDA) return 1;
     int gpus = device_gpu_count();
+    if (options->threads && ranks > gpus) return 0;
     return gpus > 0 && (ranks <= 2 || ranks == 4 || (gpus > 1 && ranks == 8));
 }
 

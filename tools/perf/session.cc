@@ -156,8 +156,8 @@ Job::Job(const Session &session, const World &world)
 }
 
 Job::~Job() {
+    session_.device().free_all();  // graphs first: NCCL does not give up a communicator that a graph still holds
     manager_.reset();
-    session_.device().free_all();
 }
 
 void Job::dispatch(const void *tokens, const void *ids) {
