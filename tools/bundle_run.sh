@@ -14,8 +14,10 @@ logs=
 names=()
 while [ $# -gt 0 ]; do
     case $1 in
-    --deadline) deadline=${2:?--deadline needs seconds} && shift ;;
-    --logs) logs=${2:?--logs needs a folder} && shift ;;
+    --deadline) [ $# -gt 1 ] || { echo "--deadline needs seconds" >&2 && exit 2; }
+        deadline=$2 && shift ;;
+    --logs) [ $# -gt 1 ] || { echo "--logs needs a folder" >&2 && exit 2; }
+        logs=$2 && shift ;;
     -h | --help) sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p}}' "$0" && exit 0 ;;
     -*) echo "unknown argument: $1 (see --help)" >&2 && exit 2 ;;
     *) names+=("$1") ;;

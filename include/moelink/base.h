@@ -5,7 +5,8 @@
  *  - A parameter struct begins with struct_size. Start from its MOELINK_..._INIT macro or its moelink_..._init function.
  *    A smaller struct_size is an older caller (defaults for the rest), a larger one is accepted when its tail is zero,
  *    0 is MOELINK_ERR_INVALID_ARGUMENT.
- *  - Outputs come last. On failure a handle output is NULL and every other output is untouched.
+ *  - Outputs come last. On failure a handle output is NULL and every other output is untouched, except text buffers, which get
+ *    as much of their text as fits.
  *  - A parameter struct and what it points to are read only during the call, unless its text says otherwise.
  *  - A failed call (status below 0 and above -100) leaves the object as it was.
  *  - Unless a type says otherwise: different objects may be used from different threads at once, one object by one

@@ -78,7 +78,7 @@ MOELINK_API moelink_status moelink_memory_describe(const moelink_memory *memory,
 MOELINK_API const char *moelink_provider_name(int32_t provider);
 
 /** Unmaps and frees. Work on any stream that touches the memory, on this rank, must be done. Peers' own mappings keep the pages
- *  they use alive, except with CUDA_IPC between processes, where no peer may use this rank's copy any more. NULL is fine. Local. */
+ *  they use alive, except with CUDA_IPC, where no peer may use this rank's copy any more. NULL is fine. Local. */
 MOELINK_API void moelink_memory_destroy(moelink_memory *memory);
 
 #ifdef __cplusplus

@@ -57,9 +57,11 @@ typedef struct moelink_manager_config {
     int32_t num_experts;               /**< 1 ..; the same on every rank */
     int32_t payload_count;             /**< 1 .. MOELINK_MAX_PAYLOADS; the same on every rank */
     const uint64_t *payload_row_bytes; /**< [payload_count] most bytes of one row of each payload; the same on every rank */
-    uint64_t combine_row_bytes;        /**< [bytes] most of one row of combine; 0: no combine; the same on every rank */
+    uint64_t combine_row_bytes;        /**< [bytes] most of one row of combine; the same on every rank. 0: no combine; each round then
+                                            ends by abandon */
     int32_t slots;                     /**< dispatches that may be in flight; 0 = 1; the same on every rank */
-    int32_t sm_budget;                 /**< multiprocessors that a kernel may use; 0 = automatic; ignored on the host */
+    int32_t sm_budget;                 /**< multiprocessors that a kernel may use; 0 = automatic: all, shared among the ranks of a GPU
+                                            and the slots. Set it where several managers work on a GPU at once. Ignored on the host */
     uint64_t timeout_ns;               /**< [ns] of every wait inside dispatch and combine; 0 = the group's */
     int32_t provider;                  /**< MOELINK_MEMORY_* for the workspace; 0 = automatic */
     uint32_t reserved;                 /**< 0 */
@@ -157,7 +159,8 @@ typedef struct moelink_dispatch_args {
     const int32_t *num_tokens_device; /**< NULL, or device memory read by the kernel instead of num_tokens, which is then the bound */
     const void *topk_ids;             /**< [num_tokens, top_k] device; negative and too large ones are dropped; no two valid ids
                                            of a token need differ */
-    const float *topk_weights;        /**< [num_tokens, top_k] device f32, or NULL; travels with the token */
+    const float *topk_weights;        /**< [num_tokens, top_k] device f32, or NULL; travels with the token. NULL on all ranks with tokens or
+                                           on none */
     const int64_t *rank_tokens;       /**< [ranks] host: tokens of every rank; read by ALLGATHER_REDUCESCATTER on CUDA only, where NULL
                                            pads to max_tokens */
     int32_t layout;                   /**< MOELINK_LAYOUT_* */

@@ -136,6 +136,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     if (threadIdx.x == block_threads - 1) shared.epoch = state->dispatch_epoch;
     if (threadIdx.x < ws.ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
     prefix_counts(ws, shared);
+    if (blockIdx.x == 0 && threadIdx.x == 0 && state->combine_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_combine);
     const int64_t rows = shared.start[ws.ranks];
     const int64_t row_begin = share_begin(rows, blockIdx.x), row_end = share_begin(rows, blockIdx.x + 1);
     push(params, row_begin, row_end, shared);
@@ -157,10 +158,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
             }
         }
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        if (state->combine_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_combine);
-        state->combine_epoch = shared.epoch;
-    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) state->combine_epoch = shared.epoch;
 }
 
 using Kernel = void (*)(CombineParams);

@@ -32,6 +32,26 @@ moelink_status guard(const char *call, Body &&body) noexcept {
     }
 }
 
+// How one rank's part of a collective call went, to be told to the others before anybody goes on.
+struct Outcome {
+    moelink_status status = MOELINK_OK;
+    std::string text;
+};
+
+template <class Body>
+Outcome attempt(Body &&body) {
+    try {
+        body();
+        return {};
+    } catch (const Error &error) {
+        return {error.status(), error.text()};
+    } catch (const std::bad_alloc &) {
+        return {MOELINK_ERR_OUT_OF_MEMORY, "host memory is exhausted"};
+    } catch (const std::exception &error) {
+        return {MOELINK_ERR_INTERNAL, error.what()};
+    }
+}
+
 template <class T>
 T *not_null(T *pointer, const char *name) {
     if (pointer == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL", name);

@@ -10,6 +10,9 @@
 
 namespace moelink {
 
+// No struct of any version is larger: a size beyond it was never set.
+inline constexpr uint32_t largest_struct = 4096;
+
 // Copies a caller's parameter struct over the defaults. Fields beyond an older caller's size keep their default; a newer
 // caller's tail must be zero.
 template <class T>
@@ -17,7 +20,7 @@ T read_params(const T *given, const T &defaults, const char *name) {
     static_assert(std::is_trivially_copyable_v<T>);
     if (given == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL", name);
     uint32_t size = given->struct_size;
-    if (size < 8 || size % 4 != 0) {
+    if (size < 8 || size % 4 != 0 || size > largest_struct) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "{}.struct_size is {}; start from the _INIT macro or the _init function", name, size);
     }
     const auto *bytes = reinterpret_cast<const unsigned char *>(given);
@@ -33,7 +36,7 @@ T read_params(const T *given, const T &defaults, const char *name) {
     return result;
 }
 
-// Fills a caller's output struct as far as the caller knows it.
+// Throws unless the caller has initialised an output struct.
 template <class T>
 uint32_t check_output(const T *out, const char *name) {
     if (out == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL", name);
@@ -43,6 +46,7 @@ uint32_t check_output(const T *out, const char *name) {
     return out->struct_size;
 }
 
+// Fills a caller's output struct as far as the caller knows it.
 template <class T>
 void write_output(T *out, const T &value, const char *name) {
     uint32_t size = check_output(out, name);

@@ -51,15 +51,11 @@
     X(host_alloc, cuMemHostAlloc)                                     \
     X(host_free, cuMemFreeHost)                                       \
     X(host_device_pointer, cuMemHostGetDevicePointer)                 \
-    X(pointer_attribute, cuPointerGetAttribute)                       \
     X(memset_d8, cuMemsetD8)                                          \
     X(memset_d8_async, cuMemsetD8Async)                               \
     X(copy_to_device, cuMemcpyHtoD)                                   \
     X(copy_to_host, cuMemcpyDtoH)                                     \
-    X(copy_on_device, cuMemcpyDtoD)                                   \
-    X(copy_to_device_async, cuMemcpyHtoDAsync)                        \
     X(copy_to_host_async, cuMemcpyDtoHAsync)                          \
-    X(copy_on_device_async, cuMemcpyDtoDAsync)                        \
     X(ipc_handle, cuIpcGetMemHandle)                                  \
     X(ipc_open, cuIpcOpenMemHandle)                                   \
     X(ipc_close, cuIpcCloseMemHandle)

@@ -65,18 +65,22 @@ moelink_status moelink_rendezvous_create(const char *interface_or_null, int32_t 
         if (size < 1 || size > MOELINK_GROUP_MAX_RANKS) {
             fail(MOELINK_ERR_INVALID_ARGUMENT, "size {} is not in 1 .. {}", size, static_cast<int>(MOELINK_GROUP_MAX_RANKS));
         }
-        auto *rendezvous = new moelink_rendezvous{{interface_or_null, size}};
-        *out_id = rendezvous->object.id();
+        auto *rendezvous = new moelink_rendezvous(interface_or_null, size);
+        *out_id = rendezvous->object->id();
         *out = rendezvous;
     });
 }
 
 uint64_t moelink_rendezvous_strangers(const moelink_rendezvous *rendezvous) {
-    return rendezvous != nullptr ? rendezvous->object.strangers() : 0;
+    return rendezvous != nullptr ? rendezvous->object->strangers() : 0;
 }
 
 void moelink_rendezvous_destroy(moelink_rendezvous *rendezvous) {
-    guard("moelink_rendezvous_destroy", [&] { delete rendezvous; });
+    guard("moelink_rendezvous_destroy", [&] {
+        // In a forked child the server is the parent's.
+        if (rendezvous != nullptr && getpid() != rendezvous->process) (void)rendezvous->object.release();
+        delete rendezvous;
+    });
 }
 
 moelink_status moelink_group_create(const moelink_unique_id *id, const moelink_group_params *params, moelink_group **out) {

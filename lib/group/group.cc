@@ -6,6 +6,8 @@
 #include <limits>
 #include <mutex>
 
+#include <unistd.h>
+
 namespace moelink {
 
 namespace {
@@ -35,12 +37,17 @@ struct Group::State {
     mutable std::mutex mutex;
     std::string error;
     bool finalized = false;
+    uint64_t splits = 0;
+    pid_t process = getpid();
 };
 
 Group::Group(Place place, std::unique_ptr<Transport> transport)
     : place_(std::move(place)), transport_(std::move(transport)), state_(std::make_unique<State>()) {}
 
-Group::~Group() = default;
+Group::~Group() {
+    // In a forked child the connections and their thread are the parent's; to close them would disturb it, or wait for ever.
+    if (getpid() != state_->process) (void)transport_.release();
+}
 
 void Group::check_open() const {
     if (state_->finalized) fail(MOELINK_ERR_INVALID_STATE, "rank {}: the group was finalized; it can only be destroyed", rank());
@@ -85,6 +92,7 @@ Ref<Group> Group::split(int32_t color, int32_t key) {
     };
     auto until = deadline();
     std::vector<Wish> wishes = allgather(Wish{color, key}, until);
+    const uint64_t number = state_->splits++;  // also for a rank that joins none: the others count on
     if (color < 0) return {};
     std::vector<int> members;
     for (int i = 0; i < size(); ++i) {
@@ -97,7 +105,7 @@ Ref<Group> Group::split(int32_t color, int32_t key) {
     place.rank = static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
     std::unique_ptr<Transport> transport;
     try {
-        transport = transport_->split(members, until);
+        transport = transport_->split(members, number, until);
     } catch (const Error &error) {
         throw Error(error.status(), fmt::format("in the new group of color {}, with its own rank numbers: {}", color,
                                                 error.text()));

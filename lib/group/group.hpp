@@ -30,7 +30,8 @@ public:
     virtual uint64_t strangers() const noexcept = 0;
     // A transport for the ranks `members` (numbers in this group, in the order of the new group); this rank is one of them.
     //
-    virtual std::unique_ptr<Transport> split(const std::vector<int> &members, const Deadline &deadline) = 0;
+    // `number` tells this split from the group's others; all ranks count alike.
+    virtual std::unique_ptr<Transport> split(const std::vector<int> &members, uint64_t number, const Deadline &deadline) = 0;
 };
 
 class Group : public Referenced {

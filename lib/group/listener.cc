@@ -5,9 +5,13 @@
 
 #include <chrono>
 
+#include <algorithm>
+
 #include <asio/ip/v6_only.hpp>
 #include <asio/read.hpp>
 #include <asio/write.hpp>
+
+#include <sys/resource.h>
 
 namespace moelink {
 
@@ -15,9 +19,15 @@ namespace {
 
 // Longer than any honest handshake, also on a machine that is far too busy.
 constexpr std::chrono::seconds patience{5};
-// Beyond this many unfinished handshakes the oldest is given up: the right ranks take milliseconds.
-constexpr size_t most_greetings = 2048;
 constexpr int backlog = 4096;
+
+// Beyond this many unfinished handshakes the oldest is given up: the right ranks take milliseconds. Strangers must not take
+// all the descriptors that the process may have.
+size_t most_greetings() {
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 256;
+    return static_cast<size_t>(std::clamp<rlim_t>(limit.rlim_cur / 3, 16, 2048));
+}
 
 }  // namespace
 
@@ -162,7 +172,7 @@ void Listener::accept() {
             return accept();
         }
         // Out of descriptors, most likely: others wait in the backlog meanwhile.
-        log(MOELINK_LOG_WARN, "cannot accept a connection: {}; trying again (is the limit of open files too low?)",
+        log(std::exchange(warned_, true) ? MOELINK_LOG_DEBUG : MOELINK_LOG_WARN, "cannot accept a connection: {}; trying again (is the limit of open files too low?)",
             error.message());
         pause_.expires_after(std::chrono::milliseconds(50));
         pause_.async_wait([this](const asio::error_code &cancelled) {
@@ -173,7 +183,7 @@ void Listener::accept() {
 
 void Listener::greet(asio::ip::tcp::socket socket) {
     prepare_socket(socket);
-    if (greetings_.size() >= most_greetings) {
+    if (greetings_.size() >= most_greetings()) {
         auto oldest = greetings_.begin()->second;
         oldest->stranger("was the oldest of too many that said nothing");
     }

@@ -38,6 +38,7 @@ private:
 
     asio::ip::tcp::acceptor acceptor_;
     asio::steady_timer pause_;
+    bool warned_ = false;  // that descriptors ran out; once is enough
     uint16_t port_ = 0;
     Secret secret_{};
     OnLink on_link_;

@@ -3,17 +3,25 @@
 #include "base/params.hpp"
 #include "driver/device.hpp"
 
+#include <moelink/device.h>
+
 namespace moelink {
 
 namespace {
 
 constexpr uint64_t default_timeout_ns = 30'000'000'000;
 
-int cuda_ordinal(int32_t wanted, int32_t device_count) {
-    int ordinal = wanted < 0 ? cuda_current_ordinal() : wanted;
-    if (wanted < -1 || ordinal >= device_count) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "device_ordinal {} is neither -1 (the current device) nor one of 0 .. {}", wanted,
-             device_count - 1);
+int cuda_ordinal(int32_t wanted) {
+    int32_t count = 0;
+    moelink_device_count(&count);
+    const int ordinal = wanted < 0 ? cuda_current_ordinal() : wanted;
+    if (wanted < -1 || ordinal >= count) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "device_ordinal {} is neither -1 (the current device) nor one of 0 .. {}", wanted, count - 1);
+    }
+    moelink_device_info info = MOELINK_DEVICE_INFO_INIT;
+    if (moelink_device_describe(ordinal, &info) == MOELINK_OK && info.supported == 0) {
+        fail(MOELINK_ERR_UNSUPPORTED, "CUDA device {} ({}) has compute capability {}.{}; the library has kernels for 9.0 and higher",
+             ordinal, info.name, info.compute_capability / 10, info.compute_capability % 10);
     }
     return ordinal;
 }
@@ -42,10 +50,9 @@ Group::Place read_place(const moelink_group_params *given, const char *name) {
     case MOELINK_DEVICE_HOST: break;
     case MOELINK_DEVICE_AUTO:
     case MOELINK_DEVICE_CUDA: {
-        int count = cuda_device_count_usable();
-        if (count > 0) {
+        if (cuda_device_count_usable() > 0) {
             place.device = MOELINK_DEVICE_CUDA;
-            place.ordinal = cuda_ordinal(params.device_ordinal, count);
+            place.ordinal = cuda_ordinal(params.device_ordinal);
         } else if (params.device == MOELINK_DEVICE_CUDA) {
             fail(MOELINK_ERR_NO_DRIVER, "{}.device is MOELINK_DEVICE_CUDA, but no usable GPU was found; moelink-info shows why",
                  name);

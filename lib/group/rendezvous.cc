@@ -82,7 +82,10 @@ Rendezvous::Rendezvous(const char *interface_or_null, int size)
     }
     id_.endpoint = hub_.endpoint();
     hub_.run([this] {
-        hub_.expect(id_.session, [this](std::shared_ptr<Link> link, const Hello &) { arrived(std::move(link)); });
+        hub_.expect(id_.session, [this](std::shared_ptr<Link> link, const Hello &hello) {
+            if (hello.purpose == purpose_rendezvous) return arrived(std::move(link));
+            hub_.finish(link);  // a member of the group that wants something else
+        });
     });
     hub_.start(id_.secret);
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include <unistd.h>
 namespace moelink {
 
 enum RendezvousFrame : uint32_t {
@@ -61,5 +62,8 @@ private:
 }  // namespace moelink
 
 struct moelink_rendezvous {
-    moelink::Rendezvous object;
+    moelink_rendezvous(const char *interface_or_null, int size)
+        : object(std::make_unique<moelink::Rendezvous>(interface_or_null, size)) {}
+    std::unique_ptr<moelink::Rendezvous> object;
+    pid_t process = getpid();
 };

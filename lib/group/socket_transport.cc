@@ -118,11 +118,11 @@ moelink_status SocketTransport::fault(std::string *text) const noexcept {
     return fault_;
 }
 
-std::unique_ptr<Transport> SocketTransport::split(const std::vector<int> &members, const Deadline &deadline) {
+std::unique_ptr<Transport> SocketTransport::split(const std::vector<int> &members, uint64_t number, const Deadline &deadline) {
     struct {
         Session session;
         uint64_t number;
-    } origin{plan_.session, splits_++};
+    } origin{plan_.session, number};
     Bytes name(sizeof origin + members.size() * sizeof(int));
     std::memcpy(name.data(), &origin, sizeof origin);
     std::memcpy(name.data() + sizeof origin, members.data(), members.size() * sizeof(int));

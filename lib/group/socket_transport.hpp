@@ -36,7 +36,7 @@ public:
     void abort() noexcept override;
     moelink_status fault(std::string *text) const noexcept override;
     uint64_t strangers() const noexcept override { return plan_.hub->strangers(); }
-    std::unique_ptr<Transport> split(const std::vector<int> &members, const Deadline &deadline) override;
+    std::unique_ptr<Transport> split(const std::vector<int> &members, uint64_t number, const Deadline &deadline) override;
 
 private:
     int size() const { return static_cast<int>(plan_.endpoints.size()); }
@@ -64,7 +64,6 @@ private:
 
     const Plan plan_;
     uint64_t next_ = 0;    // the caller's thread
-    uint64_t splits_ = 0;
 
     std::shared_ptr<Link> parent_;
     std::map<int, std::shared_ptr<Link>> children_;

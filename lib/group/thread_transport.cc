@@ -83,11 +83,11 @@ public:
 
     uint64_t strangers() const noexcept override { return 0; }
 
-    std::unique_ptr<Transport> split(const std::vector<int> &members, const Deadline &deadline) override {
+    std::unique_ptr<Transport> split(const std::vector<int> &members, uint64_t number, const Deadline &deadline) override {
         std::shared_ptr<Board> board;
         {
             std::lock_guard lock(board_->mutex);
-            auto key = std::make_pair(splits_++, members);
+            auto key = std::make_pair(number, members);
             auto size = static_cast<int>(members.size());
             auto part = board_->parts.try_emplace(key, Board::Part{nullptr, size}).first;
             if (!part->second.board) part->second.board = std::make_shared<Board>(size);
@@ -127,7 +127,6 @@ private:
     std::shared_ptr<Board> board_;
     const int rank_;
     uint64_t next_ = 0;
-    uint64_t splits_ = 0;
 };
 
 }  // namespace

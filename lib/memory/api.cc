@@ -94,4 +94,6 @@ moelink_status moelink_memory_describe(const moelink_memory *memory, moelink_mem
     });
 }
 
-void moelink_memory_destroy(moelink_memory *memory) { delete memory; }
+void moelink_memory_destroy(moelink_memory *memory) {
+    guard("moelink_memory_destroy", [&] { delete memory; });
+}

@@ -84,7 +84,8 @@ Config read_config(const moelink_manager_config *given, const Group &group) {
     result.combine_row_bytes = config.combine_row_bytes;
     result.slots = std::max(config.slots, 1);
     result.sm_budget = config.sm_budget;
-    result.timeout_ns = config.timeout_ns != 0 ? config.timeout_ns : group.timeout_ns();
+    constexpr uint64_t longest = uint64_t{1} << 61;  // what clocks can be added to
+    result.timeout_ns = std::min(config.timeout_ns != 0 ? config.timeout_ns : group.timeout_ns(), longest);
     result.provider = config.provider;
     return result;
 }

@@ -1,5 +1,6 @@
 // The gathering manager: all ranks receive all tokens, outputs come back by reduce-scatter. On the host it is the one-sided
 // dispatch to every rank over the group's shared memory; on CUDA it is NCCL's collectives and small kernels around them.
+#include "base/guard.hpp"
 #include "driver/nccl.hpp"
 #include "moe/one_sided.hpp"
 
@@ -20,6 +21,25 @@ uint64_t multiply(std::initializer_list<uint64_t> factors) {
     }
     return product;
 }
+
+// Several NCCL calls as one; closed also when one of them fails, or later calls of this thread would only be queued.
+class NcclCalls {
+public:
+    explicit NcclCalls(NcclComm comm) : comm_(comm) { check_nccl(nccl().group_start(), "ncclGroupStart", comm_); }
+    NcclCalls(const NcclCalls &) = delete;
+    NcclCalls &operator=(const NcclCalls &) = delete;
+    ~NcclCalls() {
+        if (!ended_) nccl().group_end();
+    }
+    void end() {
+        ended_ = true;
+        check_nccl(nccl().group_end(), "ncclGroupEnd", comm_);
+    }
+
+private:
+    NcclComm comm_;
+    bool ended_ = false;
+};
 
 // Bytes of one slot's parts.
 struct GatherLayout {
@@ -49,9 +69,9 @@ moelink_manager_sizes nccl_sizes(const Group &group, const Config &config) {
     const auto ranks = static_cast<uint64_t>(group.size());
     sizes.slots_per_rank = config.max_tokens;
     for (uint64_t plane : layout.planes) sizes.dispatch_bytes += plane;
-    sizes.dispatch_bytes = multiply({sizes.dispatch_bytes + 2 * layout.ids, slots}) + layout.payload_staging + 2 * layout.ids / ranks;
+    sizes.dispatch_bytes = multiply({sizes.dispatch_bytes + 2 * layout.ids + layout.payload_staging + 2 * layout.ids / ranks, slots});
     sizes.control_bytes = multiply({layout.local + 4 * ranks + 4, slots});
-    sizes.combine_bytes = layout.outputs + layout.outputs / ranks;
+    sizes.combine_bytes = multiply({layout.outputs + layout.outputs / ranks, slots});
     sizes.workspace_bytes = sizes.dispatch_bytes + sizes.control_bytes + sizes.combine_bytes;
     return sizes;
 }
@@ -70,6 +90,8 @@ struct GatherSlot {
     Buffer local;   // uint8 [ranks, capacity]: the row has an expert here
     Buffer counts;  // int32 [ranks]
     Buffer tokens;  // int32 [1]: ours
+    Buffer ids_staging, weights_staging, payload_staging;  // dense rows of ours
+    Buffer outputs, sums;                                  // of combine
     std::vector<int64_t> rank_tokens;  // of the last dispatch; empty: padded
 };
 
@@ -77,32 +99,23 @@ class GatherNccl : public Backend {
 public:
     explicit GatherNccl(const BackendParams &params)
         : group_(params.group), device_(params.device), config_(params.config), slots_(static_cast<size_t>(config_.slots)) {
-        const Deadline deadline = group_->deadline();
-        require_own_gpu(deadline);
-        moelink_status status = MOELINK_OK;
-        std::string text;
+        require_own_gpu(group_->deadline());
         NcclUniqueId id{};
-        try {
+        const Outcome prepared = attempt([&] {
             allocate();
             DeviceGuard guard(device_);
             check_launch(kernels::cuda::load_kernels(), "loading the kernels");
             if (group_->rank() == 0) check_nccl(nccl().unique_id(&id), "ncclGetUniqueId");
-        } catch (const Error &error) {
-            status = error.status();
-            text = error.text();
-        }
-        group_->agree(status, text, deadline);
-        group_->broadcast(&id, sizeof id, 0, deadline);
-        try {
+        });
+        group_->agree(prepared.status, prepared.text, group_->deadline());
+        group_->broadcast(&id, sizeof id, 0, group_->deadline());
+        const Outcome joined = attempt([&] {
             DeviceGuard guard(device_);
             NcclConfig config;
             check_nccl(nccl().comm_init_rank_config(&comm_, group_->size(), id, group_->rank(), &config), "ncclCommInitRankConfig");
-        } catch (const Error &error) {
-            status = error.status();
-            text = error.text();
-        }
+        });
         try {
-            group_->agree(status, text, group_->deadline());
+            group_->agree(joined.status, joined.text, group_->deadline());
         } catch (...) {
             close();
             throw;
@@ -148,12 +161,12 @@ private:
             slot.local = Buffer(device_, layout.local);
             slot.counts = Buffer(device_, ranks * 4);
             slot.tokens = Buffer(device_, 4);
+            slot.ids_staging = Buffer(device_, layout.ids / ranks);
+            slot.weights_staging = Buffer(device_, layout.ids / ranks);
+            slot.payload_staging = Buffer(device_, layout.payload_staging);
+            slot.outputs = Buffer(device_, layout.outputs);
+            slot.sums = Buffer(device_, layout.outputs / ranks);
         }
-        ids_staging_ = Buffer(device_, layout.ids / ranks);
-        weights_staging_ = Buffer(device_, layout.ids / ranks);
-        payload_staging_ = Buffer(device_, layout.payload_staging);
-        outputs_ = Buffer(device_, layout.outputs);
-        sums_ = Buffer(device_, layout.outputs / ranks);
     }
 
     // rows [tokens] of a caller, strided, into dense rows.
@@ -176,13 +189,13 @@ private:
             check_nccl(nccl().all_gather(mine, all, block, nccl_uint8, comm_, stream), "ncclAllGather", comm_);
             return;
         }
-        check_nccl(nccl().group_start(), "ncclGroupStart");
+        NcclCalls calls(comm_);
         for (int root = 0; root < group_->size(); ++root) {
             const uint64_t bytes = static_cast<uint64_t>(rank_tokens[static_cast<size_t>(root)]) * row_bytes;
             unsigned char *target = static_cast<unsigned char *>(all) + static_cast<uint64_t>(root) * block;
             if (bytes > 0) check_nccl(nccl().broadcast(mine, target, bytes, nccl_uint8, root, comm_, stream), "ncclBroadcast", comm_);
         }
-        check_nccl(nccl().group_end(), "ncclGroupEnd", comm_);
+        calls.end();
     }
 
     std::vector<int64_t> read_rank_tokens(const moelink_dispatch_args &args) const;
@@ -192,7 +205,6 @@ private:
     Config config_;
     NcclComm comm_ = nullptr;
     std::vector<GatherSlot> slots_;
-    Buffer ids_staging_, weights_staging_, payload_staging_, outputs_, sums_;
 };
 
 std::vector<int64_t> GatherNccl::read_rank_tokens(const moelink_dispatch_args &args) const {
@@ -224,7 +236,7 @@ Received GatherNccl::dispatch(const DispatchCall &call, moelink_stream stream) {
     ids.tokens_device = args.num_tokens_device;
     ids.padded = config_.max_tokens;
     ids.top_k = config_.top_k;
-    ids.out_ids = ids_staging_.as<int32_t>();
+    ids.out_ids = slot.ids_staging.as<int32_t>();
     ids.out_tokens = slot.tokens.as<int32_t>();
     check_launch(kernels::cuda::gather_ids(ids, stream), "gathering ids");
     gather(ids.out_ids, slot.ids.as(), top_k * 4, rank_tokens, stream);
@@ -234,15 +246,15 @@ Received GatherNccl::dispatch(const DispatchCall &call, moelink_stream stream) {
     Received received;
     if (args.topk_weights != nullptr) {
         const moelink_rows weights{const_cast<float *>(args.topk_weights), top_k * 4, top_k * 4, MOELINK_DTYPE_F32, 0};
-        pack(weights, weights_staging_.as(), args.num_tokens, ids.out_tokens, stream);
+        pack(weights, slot.weights_staging.as(), args.num_tokens, ids.out_tokens, stream);
     }
-    gather(weights_staging_.as(), slot.weights.as(), top_k * 4, rank_tokens, stream);
+    gather(slot.weights_staging.as(), slot.weights.as(), top_k * 4, rank_tokens, stream);
     if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = slot.weights.as<float>();
     for (size_t p = 0; p < static_cast<size_t>(call.payload_count); ++p) {
         const moelink_rows &payload = call.payloads[p];
         if (payload.row_bytes == 0) continue;
-        pack(payload, payload_staging_.as(), args.num_tokens, ids.out_tokens, stream);
-        gather(payload_staging_.as(), slot.planes[p].as(), payload.row_bytes, rank_tokens, stream);
+        pack(payload, slot.payload_staging.as(), args.num_tokens, ids.out_tokens, stream);
+        gather(slot.payload_staging.as(), slot.planes[p].as(), payload.row_bytes, rank_tokens, stream);
         received.payloads[p] = dense_rows(slot.planes[p].as(), payload);
         if (call.outputs[p].data == nullptr) continue;
         kernels::cuda::CopyRows copy{};
@@ -286,26 +298,26 @@ void GatherNccl::combine(const CombineCall &call, moelink_stream stream) {
     kernels::cuda::CopyRows mask{};
     mask.source = static_cast<const unsigned char *>(call.input.data);
     mask.source_stride = call.input.row_stride;
-    mask.target = outputs_.as();
+    mask.target = slot.outputs.as();
     mask.target_stride = mask.row_bytes = row_bytes;
     mask.rows = int64_t{group_->size()} * config_.max_tokens;
     mask.keep = slot.local.as<uint8_t>();
     check_launch(kernels::cuda::copy_rows(mask, stream), "masking rows");
 
     if (slot.rank_tokens.empty()) {
-        check_nccl(nccl().reduce_scatter(outputs_.as(), sums_.as(), static_cast<uint64_t>(config_.max_tokens) * values, type, nccl_sum, comm_, stream),
+        check_nccl(nccl().reduce_scatter(slot.outputs.as(), slot.sums.as(), static_cast<uint64_t>(config_.max_tokens) * values, type, nccl_sum, comm_, stream),
                    "ncclReduceScatter", comm_);
     } else {
-        check_nccl(nccl().group_start(), "ncclGroupStart");
+        NcclCalls calls(comm_);
         for (int root = 0; root < group_->size(); ++root) {
             const auto rows = static_cast<uint64_t>(slot.rank_tokens[static_cast<size_t>(root)]);
-            const unsigned char *from = outputs_.as() + static_cast<uint64_t>(root) * static_cast<uint64_t>(config_.max_tokens) * row_bytes;
-            if (rows > 0) check_nccl(nccl().reduce(from, sums_.as(), rows * values, type, nccl_sum, root, comm_, stream), "ncclReduce", comm_);
+            const unsigned char *from = slot.outputs.as() + static_cast<uint64_t>(root) * static_cast<uint64_t>(config_.max_tokens) * row_bytes;
+            if (rows > 0) check_nccl(nccl().reduce(from, slot.sums.as(), rows * values, type, nccl_sum, root, comm_, stream), "ncclReduce", comm_);
         }
-        check_nccl(nccl().group_end(), "ncclGroupEnd", comm_);
+        calls.end();
     }
     kernels::cuda::CopyRows copy{};
-    copy.source = sums_.as();
+    copy.source = slot.sums.as();
     copy.source_stride = copy.row_bytes = row_bytes;
     copy.target = static_cast<unsigned char *>(call.output.data);
     copy.target_stride = call.output.row_stride;
@@ -342,6 +354,7 @@ moelink_manager_sizes gather_query(const Group &group, const Config &config) {
 #if MOELINK_CUDA
     if (group.on_cuda()) return nccl_sizes(group, config);
 #endif
+    check_workspace(group, config);
     return sizes_from(make_layout(config, group.size()), config);
 }
 

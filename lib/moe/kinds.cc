@@ -19,7 +19,11 @@ const ManagerKind *find_kind(int32_t kind) {
 }
 
 void check_launch(kernels::cuda::Result result, const char *what) {
-    if (result != 0) fail(MOELINK_ERR_DEVICE, "{}: {}", what, kernels::cuda::error_text(result));
+    if (result == 0) return;
+    moelink_status status = MOELINK_ERR_DEVICE;
+    if (result == 1 || result == 400) status = MOELINK_ERR_INVALID_ARGUMENT;      // cudaErrorInvalidValue, ...ResourceHandle
+    if (result >= 900 && result < 910) status = MOELINK_ERR_INVALID_STATE;        // cudaErrorStreamCapture...
+    fail(status, "{}: {}", what, kernels::cuda::error_text(result));
 }
 
 }  // namespace moelink

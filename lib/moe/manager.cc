@@ -5,6 +5,7 @@
 #include "base/params.hpp"
 #include "moe/arguments.hpp"
 
+#include <algorithm>
 #include <cstddef>
 
 namespace moelink {
@@ -12,14 +13,15 @@ namespace moelink {
 namespace {
 
 // A round that ranks entered with contradicting shapes is as lost as one that a peer never came to.
-bool loses_round(moelink_status status) { return status <= MOELINK_ERR_TIMEOUT || status == MOELINK_ERR_MISMATCH; }
+// INTERNAL comes from NCCL, after calls that peers cannot take back.
+bool loses_round(moelink_status status) {
+    return status <= MOELINK_ERR_TIMEOUT || status == MOELINK_ERR_MISMATCH || status == MOELINK_ERR_INTERNAL;
+}
 
 }  // namespace
 
 Manager::Manager(Ref<Group> group, const ManagerKind &kind)
     : group_(std::move(group)), kind_(kind), device_(*group_), faults_(device_) {}
-
-Manager::~Manager() { backend_.reset(); }
 
 int32_t Manager::state() const {
     if (backend_ == nullptr) return MOELINK_STATE_CREATED;
@@ -50,47 +52,43 @@ void Manager::ensure(const moelink_manager_config *given) {
     if (backend_ == nullptr) return reinit(given);
     Config want = read_config(given, *group_);
     Config both = unite(config_, want);
-    if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", error());
+    if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", fault_text());
     if (covers(config_, want)) return;
     if (want.flags & MOELINK_MANAGER_F_NO_GROW) {
         fail(MOELINK_ERR_INVALID_STATE, "the workspace (max_tokens {}, slots {}, combine_row_bytes {}) does not cover the config (max_tokens {}, slots {}, combine_row_bytes {}) and NO_GROW is set",
              config_.max_tokens, config_.slots, config_.combine_row_bytes, want.max_tokens, want.slots, want.combine_row_bytes);
     }
-    moelink_status status = MOELINK_OK;
-    std::string text;
+    Outcome outcome;
     if (state() == MOELINK_STATE_DISPATCHED) {
-        status = MOELINK_ERR_INVALID_STATE;
-        text = "a slot is dispatched and not combined; combine or abandon it before the workspace grows";
+        outcome = {MOELINK_ERR_INVALID_STATE, "a slot is dispatched and not combined; combine or abandon it before the workspace grows"};
     }
-    replace(both, status, text);
+    replace(both, outcome);
 }
 
 void Manager::reinit(const moelink_manager_config *given) {
-    moelink_status status = MOELINK_OK;
-    std::string text;
     Config mine;
-    try {
-        mine = read_config(given, *group_);
-    } catch (const Error &error) {  // the peers must hear of it, or they would wait for nothing
-        status = error.status();
-        text = error.text();
-    }
-    replace(mine, status, text);
+    const Outcome outcome = attempt([&] { mine = read_config(given, *group_); });
+    replace(mine, outcome);
 }
 
-void Manager::replace(const Config &mine, moelink_status failed, const std::string &text) {
-    const Deadline deadline = group_->deadline();
-    Config config = agree_on(*group_, mine, failed, text, deadline);
+Deadline Manager::settle() {
     device_.synchronize_all();
-    // From here on every step that can fail on one rank only ends in an agreement of its own.
+    const uint64_t kernels_ns = backend_ != nullptr ? config_.timeout_ns : 0;
+    return Deadline::after_ns(std::min(group_->timeout_ns(), UINT64_MAX / 2) + std::min(kernels_ns, UINT64_MAX / 2));
+}
+
+void Manager::replace(const Config &mine, const Outcome &outcome) {
+    // From the agreement on every step that can fail on one rank only ends in an agreement of its own.
+    const Deadline settled = settle();
+    Config config = agree_on(*group_, mine, outcome.status, outcome.text, settled);
     std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, faults_, generation_ + 1});
-    group_->barrier(deadline);  // no peer may still be sending into the old workspace, none may send into the new one too early
+    group_->barrier(group_->deadline());  // no peer may still be sending into the old workspace, none may send into the new one too early
     faults_.begin(generation_ + 1);
     ++generation_;
     backend_ = std::move(fresh);
-    config_ = std::move(config);
-    slots_.assign(static_cast<size_t>(config_.slots), Slot{});
+    slots_.assign(static_cast<size_t>(config.slots), Slot{});
     std::lock_guard lock(mutex_);
+    config_ = std::move(config);
     fault_ = MOELINK_OK;
 }
 
@@ -101,21 +99,32 @@ void Manager::cleanup() {
     } catch (const Error &error) {
         log(MOELINK_LOG_WARN, "cleanup: {}", error.text());
     }
+    faults_.begin(0);  // first: a graph must find out before its workspace is gone
     backend_.reset();
     slots_.clear();
-    faults_.begin(0);
     std::lock_guard lock(mutex_);
     fault_ = MOELINK_OK;
 }
 
 void Manager::abandon(int32_t slot) {
     require_ready("abandon");
-    Slot &record = slot_at(slot);
-    const Deadline deadline = group_->deadline();
-    device_.synchronize_all();
-    group_->barrier(deadline);
-    backend_->abandon(slot, deadline);
-    record = Slot{};
+    const Deadline deadline = settle();
+    const Outcome outcome = attempt([&] {
+        require_ready("abandon");  // once more: the kernel that was waited for may have given up
+        slot_at(slot);
+    });
+    group_->agree(outcome.status, outcome.text, deadline);
+    const std::vector<int32_t> all = group_->allgather(slot, deadline);
+    for (size_t rank = 0; rank < all.size(); ++rank) {
+        if (all[rank] != all[0]) fail(MOELINK_ERR_MISMATCH, "rank 0 abandons slot {} and rank {} slot {}", all[0], rank, all[rank]);
+    }
+    try {
+        backend_->abandon(slot, group_->deadline());
+    } catch (const Error &error) {
+        lose_round(error.status(), error.text());
+        throw;
+    }
+    slot_at(slot) = Slot{};
 }
 
 void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
@@ -124,14 +133,14 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     DispatchCall call = read_dispatch(args, config_);
     Slot &slot = slot_at(call.args.slot);
     const bool capturing = device_.capturing(stream);
-    if (slot.dispatched && !capturing) {
+    if (slot.dispatched) {
         fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.args.slot);
     }
     Received received;
     try {
         received = backend_->dispatch(call, stream);
     } catch (const Error &error) {
-        if (loses_round(error.status())) lose_round(error.status(), error.text());
+        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
         throw;
     }
     if (!capturing) slot.dispatched = true;
@@ -169,7 +178,7 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
     try {
         backend_->combine(call, stream);
     } catch (const Error &error) {
-        if (loses_round(error.status())) lose_round(error.status(), error.text());
+        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
         throw;
     }
     if (!capturing) slot.dispatched = false;
@@ -177,7 +186,7 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
 
 void Manager::require_ready(const char *what) {
     if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "{} needs a workspace; call init or ensure first", what);
-    if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", error());
+    if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", fault_text());
 }
 
 Manager::Slot &Manager::slot_at(int32_t slot) {
@@ -190,7 +199,12 @@ Manager::Slot &Manager::slot_at(int32_t slot) {
 void Manager::lose_round(moelink_status status, const std::string &text) {
     std::lock_guard lock(mutex_);
     fault_ = status;
-    error_ = text;
+    fault_text_ = error_ = text;
+}
+
+std::string Manager::fault_text() const {
+    std::lock_guard lock(mutex_);
+    return fault_text_;
 }
 
 bool Manager::poll_fault() {
@@ -199,16 +213,21 @@ bool Manager::poll_fault() {
     const kernels::Fault seen = faults_.seen();
     if (seen.code == kernels::fault_none) return false;
     const char *phase = seen.phase == kernels::phase_combine ? "combine" : "dispatch";
+    std::string gone;
     if (seen.code == kernels::fault_mismatch) {
         fault_ = MOELINK_ERR_MISMATCH;
-        error_ = fmt::format("rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), phase, seen.peer);
+        fault_text_ = fmt::format("rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), phase, seen.peer);
     } else if (seen.code == kernels::fault_pairing) {
         fault_ = MOELINK_ERR_INVALID_STATE;
-        error_ = fmt::format("rank {}: {}: replayed out of turn; dispatch and combine of a slot must alternate", group_->rank(), phase);
+        fault_text_ = fmt::format("rank {}: {}: replayed out of turn; dispatch and combine of a slot must alternate", group_->rank(), phase);
+    } else if (group_->fault(&gone) == MOELINK_ERR_PEER_EXITED) {
+        fault_ = MOELINK_ERR_PEER_EXITED;
+        fault_text_ = fmt::format("rank {}: {}: no word from rank {}: {}", group_->rank(), phase, seen.peer, gone);
     } else {
         fault_ = MOELINK_ERR_TIMEOUT;
-        error_ = fmt::format("rank {}: {}: no word from rank {} within {} ms", group_->rank(), phase, seen.peer, config_.timeout_ns / 1000000);
+        fault_text_ = fmt::format("rank {}: {}: no word from rank {} within {} ms", group_->rank(), phase, seen.peer, config_.timeout_ns / 1000000);
     }
+    error_ = fault_text_;
     return true;
 }
 

@@ -1,6 +1,7 @@
 // Life cycle of a manager: states, agreement between ranks, generations, pairing of dispatch and combine.
 #pragma once
 
+#include "base/guard.hpp"
 #include "moe/backend.hpp"
 
 #include <moelink/moe.h>
@@ -33,7 +34,7 @@ public:
     std::string error() const;
 
 protected:
-    ~Manager() override;
+    ~Manager() override = default;
 
 private:
     struct Slot {
@@ -42,12 +43,16 @@ private:
         int32_t num_tokens = 0;
     };
 
-    // Collective: makes a workspace for what all ranks ask for, and takes it when every rank has one.
-    void replace(const Config &mine, moelink_status failed, const std::string &text);
+    // Collective: makes a workspace for what all ranks ask for, and takes it when every rank has one. A rank that cannot take
+    // part says why, and all fail.
+    void replace(const Config &mine, const Outcome &outcome);
+    // Waits for the device, and gives peers the time to do the same: a kernel of theirs may still be waiting.
+    Deadline settle();
     void require_ready(const char *what);
     Slot &slot_at(int32_t slot);
     void lose_round(moelink_status status, const std::string &text);
     bool poll_fault();
+    std::string fault_text() const;
 
     Ref<Group> group_;
     const ManagerKind &kind_;
@@ -58,8 +63,9 @@ private:
     std::vector<Slot> slots_;
     uint64_t generation_ = 0;
 
-    mutable std::mutex mutex_;  // the fault and the text, which any thread may ask for
+    mutable std::mutex mutex_;  // what follows, and config_, which any thread may ask for
     moelink_status fault_ = MOELINK_OK;
+    std::string fault_text_;
     mutable std::string error_;
 };
 

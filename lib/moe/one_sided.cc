@@ -2,7 +2,7 @@
 // dispatch with every rank as a destination.
 #include "moe/one_sided.hpp"
 
-#include "base/log.hpp"
+#include "base/guard.hpp"
 #include "moe/layout.hpp"
 
 #include <algorithm>
@@ -33,7 +33,12 @@ bool lost(void *user, kernels::Fault *fault) {
 
 }  // namespace
 
-void check_cuda_ranks(const Group &group) {
+void check_workspace(const Group &group, const Config &config) {
+    const bool host_memory = config.provider == MOELINK_MEMORY_HOST_SHM;
+    if (config.provider != MOELINK_MEMORY_AUTO && host_memory == group.on_cuda()) {
+        fail(MOELINK_ERR_UNSUPPORTED, "config.provider is {}, which is not memory of a {} group", moelink_provider_name(config.provider),
+             group.on_cuda() ? "CUDA" : "host");
+    }
     if (group.on_cuda() && group.size() > MOELINK_MAX_CUDA_RANKS) {
         fail(MOELINK_ERR_UNSUPPORTED, "the group has {} ranks; on CUDA the limit is {}", group.size(), int{MOELINK_MAX_CUDA_RANKS});
     }
@@ -42,22 +47,14 @@ void check_cuda_ranks(const Group &group) {
 OneSided::OneSided(const BackendParams &params, bool to_all)
     : group_(params.group), device_(params.device), config_(params.config), faults_(params.faults), to_all_(to_all),
       layout_(make_layout(config_, group_->size())) {
-    const Deadline deadline = group_->deadline();
     moelink_memory_params memory = MOELINK_MEMORY_PARAMS_INIT;
     memory.provider = config_.provider;
     memory.bytes = layout_.bytes;
     memory_ = Memory::create(group_, memory);
 
-    moelink_status status = MOELINK_OK;
-    std::string text;
-    try {
-        prepare(params.generation);
-    } catch (const Error &error) {
-        status = error.status();
-        text = error.text();
-    }
-    group_->agree(status, text, deadline);
-    if (device_.on_cuda()) blocks_ = choose_blocks(deadline);
+    const Outcome outcome = attempt([&] { prepare(params.generation); });
+    group_->agree(outcome.status, outcome.text, group_->deadline());
+    if (device_.on_cuda()) blocks_ = choose_blocks(group_->deadline());
 }
 
 void OneSided::prepare(uint64_t generation) {
@@ -106,12 +103,13 @@ void OneSided::reset(size_t slot) {
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
 }
 
-// Ranks that share a GPU share its multiprocessors, so that the waiting blocks of all of them fit at once.
+// Ranks that share a GPU, and rounds in flight in several slots, share its multiprocessors, so that the waiting blocks of all of
+// them fit at once.
 int OneSided::choose_blocks(const Deadline &deadline) const {
     std::vector<GpuName> all = group_->allgather(device_.gpu_name(), deadline);
     const GpuName &mine = all[static_cast<size_t>(group_->rank())];
     int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
-    int blocks = std::max(1, device_.multiprocessors() / sharing);
+    int blocks = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
     if (config_.sm_budget > 0) blocks = std::min(blocks, config_.sm_budget);
     log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks);
     return blocks;
@@ -138,7 +136,6 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     params.to_all = to_all_ ? 1 : 0;
 
     Received received;
-    // A rank without tokens may have no weights to point to, and receives others' all the same.
     Shape shape;
     shape.add(static_cast<uint64_t>(call.payload_count));
     bool copies_out = false;
@@ -164,6 +161,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     }
     params.shape = shape.value();
     received.topk_ids = reinterpret_cast<int32_t *>(ws.mine + ws.layout.ids);
+    // A rank without tokens may have no weights to point to, and receives others' all the same.
     if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = reinterpret_cast<float *>(ws.mine + ws.layout.weights);
     received.recv_counts = reinterpret_cast<const int32_t *>(ws.mine + ws.layout.recv_counts);
 
@@ -227,12 +225,12 @@ namespace {
 moelink_status one_sided_available(int32_t device, std::string *why) { return device_available(device, why); }
 
 moelink_manager_sizes one_sided_query(const Group &group, const Config &config) {
-    check_cuda_ranks(group);
+    check_workspace(group, config);
     return sizes_from(make_layout(config, group.size()), config);
 }
 
 std::unique_ptr<Backend> one_sided_make(const BackendParams &params) {
-    check_cuda_ranks(*params.group);
+    check_workspace(*params.group, params.config);
     return std::make_unique<OneSided>(params, false);
 }
 

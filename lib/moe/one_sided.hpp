@@ -37,7 +37,7 @@ private:
     int blocks_ = 1;
 };
 
-// Throws UNSUPPORTED for more ranks than a kernel addresses.
-void check_cuda_ranks(const Group &group);
+// Throws UNSUPPORTED for more ranks than a kernel addresses, and for memory of the other device.
+void check_workspace(const Group &group, const Config &config);
 
 }  // namespace moelink

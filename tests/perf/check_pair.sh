@@ -31,6 +31,18 @@ must_pass "processes" --routing uniform --routing hot
 must_pass "threads, odd sizes" --threads --ranks 3 --hidden 97 --dtype fp16 --experts 10 --topk 3 --uneven --mask 0.1 --routing zipf:1.2
 must_pass "real loads" --topk 6 --dtype fp32 --routing "load:$loads:chinese"
 
+# Exact ids from a file: [66, 3] int16, so that 2 ranks draw 33 tokens each.
+python3 - "$out/ids.npy" <<'PYTHON'
+import struct, sys
+rows, top_k, experts = 66, 3, 16
+header = "{'descr': '<i2', 'fortran_order': False, 'shape': (%d, %d), }" % (rows, top_k)
+header += " " * (63 - (10 + len(header)) % 64) + "\n"
+ids = [(7 * row + 5 * k) % experts for row in range(rows) for k in range(top_k)]
+with open(sys.argv[1], "wb") as file:
+    file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + struct.pack("<%dh" % len(ids), *ids))
+PYTHON
+must_pass "exact ids" --experts 16 --topk 3 --routing "ids:$out/ids.npy"
+
 for where in dispatch combine; do
     status=0
     pair --corrupt "$where" >"$out/log" 2>&1 || status=$?

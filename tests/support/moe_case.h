@@ -67,6 +67,7 @@ void moe_expert_row(const moe_round *round, int source, int token, int rank, voi
 
 /* One rank's buffers of one round. */
 typedef struct moe_flight {
+    moelink_manager *manager;
     const moe_geometry *geometry;
     moe_round round;
     int kind;
@@ -84,7 +85,7 @@ typedef struct moe_flight {
 } moe_flight;
 
 /* Allocates and fills; local choices (own buffers, strides, odd addresses, counts on the device, ...) come from the seed. */
-void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_manager *manager, int kind,
+void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *manager, int kind,
                         const moe_geometry *geometry, const moe_round *round, moelink_stream stream);
 /* Fills the inputs of a plain round again, for other values and ids, in stream order, from pinned staging of the flight. */
 void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed);

@@ -122,6 +122,7 @@ static void check_payload(rank_context *ctx, const moe_flight *flight, int paylo
 void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight) {
     const moe_round *round = &flight->round;
     device_sync(ctx, flight->stream);
+    RANK_OK(ctx, moelink_manager_fault(flight->manager));
     int32_t *counts = download(ctx, flight->dispatched.recv_counts, (uint64_t)ctx->size * 4);
     /* A rank without tokens gets others' weights whatever it passed. */
     if (round->weights) {
@@ -210,6 +211,7 @@ void moe_flight_check_combine(rank_context *ctx, moe_flight *flight) {
     const moe_geometry *geometry = flight->geometry;
     const moe_round *round = &flight->round;
     device_sync(ctx, flight->stream);
+    RANK_OK(ctx, moelink_manager_fault(flight->manager));
     unsigned char *got = download(ctx, flight->result.data, flight->result.bytes);
     int64_t *ids = host_memory(ctx, (uint64_t)flight->tokens * (uint64_t)geometry->top_k * 8);
     float *weights = host_memory(ctx, (uint64_t)flight->tokens * (uint64_t)geometry->top_k * 4);

@@ -117,9 +117,10 @@ static void prepare_combine(rank_context *ctx, moe_flight *flight, uint64_t *sta
     flight->combine.input.row_stride = stride;
 }
 
-void moe_flight_prepare(rank_context *ctx, moe_flight *flight, const moelink_manager *manager, int kind,
+void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *manager, int kind,
                         const moe_geometry *geometry, const moe_round *round, moelink_stream stream) {
     memset(flight, 0, sizeof(*flight));
+    flight->manager = manager;
     flight->geometry = geometry;
     flight->round = *round;
     flight->kind = kind;

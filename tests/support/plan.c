@@ -5,12 +5,10 @@
 const int32_t plan_kinds[PLAN_KINDS] = {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER,
                                         MOELINK_MANAGER_REFERENCE};
 
-int plan_has_ranks(const rank_options *options) {
-    int ranks = options->size;
-    if (options->device != MOELINK_DEVICE_CUDA) return 1;
+int plan_has_ranks(int32_t device, int ranks) {
+    if (device != MOELINK_DEVICE_CUDA) return 1;
     int gpus = device_gpu_count();
-    if (options->threads && ranks > gpus) return 0;
-    return gpus > 0 && (ranks <= 2 || ranks == 4 || (gpus > 1 && ranks == 8));
+    return gpus > 0 && (ranks <= 4 || (gpus > 1 && ranks == 8));
 }
 
 int plan_has_kind(rank_context *ctx, int32_t kind) {
@@ -28,7 +26,7 @@ rank_options plan_options(int32_t device, const char *name, int ranks, int threa
     options.device = device;
     options.name = name;
     options.size = ranks;
-    options.threads = threads;
+    options.threads = threads && (device != MOELINK_DEVICE_CUDA || ranks <= device_gpu_count());
     options.deadline_ms = 120000;
     return options;
 }

@@ -15,22 +15,23 @@ extern "C" {
 enum { PLAN_KINDS = 3 };
 extern const int32_t plan_kinds[PLAN_KINDS];
 
-/* Whether this machine runs so many ranks: any on the host; on GPUs 1, 2 and 4, and 8 where there are two or more. Ranks that are
- * threads each want a GPU of their own: in one process a call that waits for a whole device, such as cudaFree, holds up other
- * ranks' launches there. */
-int plan_has_ranks(const rank_options *options);
+/* Whether this machine runs so many ranks: any on the host; on GPUs 1 to 4, and 8 where there are two or more. */
+int plan_has_ranks(int32_t device, int ranks);
 
 /* Whether a kind runs with this rank's group: NCCL wants a GPU for every rank, and to be installed (else the reason is noted). */
 int plan_has_kind(rank_context *ctx, int32_t kind);
 
-/* Options of a run on TEST_DEVICE. */
+/* Options of a run on TEST_DEVICE. Ranks that are threads each want a GPU of their own, since in one process a call that waits
+ * for a whole device, such as cudaFree, holds up other ranks' launches there: where there are fewer they become processes. */
 rank_options plan_options(int32_t device, const char *name, int ranks, int threads);
 
 /* Runs the function in that many ranks and fails the cmocka test unless all is well; nothing where there are too few GPUs. */
 #define PLAN_RUN(options, function)                                              \
     do {                                                                         \
-        if (plan_has_ranks(options)) {                                            \
+        if (plan_has_ranks((options)->device, (options)->size)) {                \
             assert_int_equal(ranks_run((options), (function)), 0);               \
+        } else {                                                                 \
+            print_message("%s: left out: %d ranks on this machine's GPUs\n", (options)->name, (options)->size); \
         }                                                                        \
     } while (0)
 

@@ -1,5 +1,7 @@
 #include "link.hpp"
 
+#include <moelink/moelink.h>
+
 #include <fmt/format.h>
 
 #include <stdexcept>
@@ -40,9 +42,14 @@ int run_link(const LinkOptions &options, const std::string &command) {
     if (options.device == "cuda" && !built_with_cuda()) {
         throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
     }
+    int32_t gpus = 0;
+    if (options.device == "cuda" && (moelink_device_count(&gpus) != MOELINK_OK || gpus == 0)) {
+        throw std::invalid_argument(fmt::format("--device cuda: no GPU is found: {}", moelink_last_error()));
+    }
     if (options.gpus.size() != 2) {
         throw std::invalid_argument(fmt::format("--gpus names {} GPUs; it takes two, such as 0,1", options.gpus.size()));
     }
+    check_writable(options.json);
     nlohmann::json document = document_head(command);
     const bool show = options.json != "-";
     if (options.device != "cuda") {

@@ -40,6 +40,7 @@ void resolve_device(PairOptions &options) {
 void check_options(const PairOptions &options) {
     manager_kind(options.manager);
     provider_of(options.provider);
+    check_writable(options.json);
     dtype_of(options.dtype);
     if (options.topk > MOELINK_MAX_TOP_K) {
         throw std::invalid_argument(fmt::format("--topk is {}; at most {} works", options.topk, int{MOELINK_MAX_TOP_K}));

@@ -74,6 +74,17 @@ nlohmann::json document_head(const std::string &command) {
     return {{"program", "moelink-perf"}, {"command", command}, {"date", date}, {"version", moelink_version_string()}};
 }
 
+void check_writable(const std::string &path) {
+    if (path.empty() || path == "-") {
+        return;
+    }
+    std::FILE *file = std::fopen(path.c_str(), "a");
+    if (file == nullptr) {
+        throw std::invalid_argument(fmt::format("--json {}: cannot be written", path));
+    }
+    std::fclose(file);
+}
+
 void write_json(const std::string &path, const nlohmann::json &document) {
     const std::string text = document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
     std::FILE *file = path == "-" ? stdout : std::fopen(path.c_str(), "w");

@@ -39,6 +39,8 @@ private:
 };
 
 // Writes a document to a file, or to standard output for "-". Throws std::runtime_error.
+// Throws std::invalid_argument when a file cannot be written there, before anything is measured.
+void check_writable(const std::string &path);
 void write_json(const std::string &path, const nlohmann::json &document);
 // Date and time, and what was measured with: the head of every JSON document.
 nlohmann::json document_head(const std::string &command);
