@@ -2,11 +2,14 @@
 #include "ranks.h"
 
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -159,6 +162,33 @@ static void splits(rank_context *ctx) {
     }
     moelink_group_destroy(some);
     RANK_OK(ctx, moelink_group_barrier(ctx->group));
+
+    rank_scene(ctx, "all join again after one did not");
+    RANK_OK(ctx, moelink_group_split(ctx->group, 0, 0, &some));
+    for (int i = 0; i < ctx->size; ++i) members[i] = i;
+    expect_members(ctx, some, members, ctx->size);
+    RANK_OK(ctx, moelink_group_finalize(some));
+    moelink_group_destroy(some);
+}
+
+/* A child that a rank forks has the group's handle but not its connections: to drop it there neither waits nor harms the rank. */
+static void forks(rank_context *ctx) {
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) {
+        moelink_group_destroy(ctx->group);
+        _exit(7);
+    }
+    RANK_CHECK(ctx, child > 0);
+    for (int i = 0; i < 200 && waitpid(child, &status, WNOHANG) == 0; ++i) usleep(50000);
+    if (!WIFEXITED(status)) kill(child, SIGKILL);
+    RANK_CHECK(ctx, WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+}
+
+static void test_forked_child(void **state) {
+    (void)state;
+    run(3, 0, forks);
 }
 
 static void test_split(void **state) {
@@ -241,7 +271,7 @@ static void test_finalize(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_collectives),     cmocka_unit_test(test_split),    cmocka_unit_test(test_split_outlives),
+        cmocka_unit_test(test_collectives),     cmocka_unit_test(test_split), cmocka_unit_test(test_forked_child),    cmocka_unit_test(test_split_outlives),
         cmocka_unit_test(test_parts_are_apart), cmocka_unit_test(test_finalize),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -60,6 +60,9 @@ static void expect_lost(rank_context *ctx, moelink_manager *manager, int32_t kin
 static void expect_refusals(rank_context *ctx, moelink_manager *manager, moe_flight *flight,
                             const moelink_manager_config *config) {
     RANK_STATUS(ctx, moelink_dispatch(manager, &flight->args, flight->stream, &flight->dispatched), MOELINK_ERR_INVALID_STATE);
+    size_t length = strlen(moelink_last_error());
+    RANK_STATUS(ctx, moelink_dispatch(manager, &flight->args, flight->stream, &flight->dispatched), MOELINK_ERR_INVALID_STATE);
+    RANK_EQUAL(ctx, strlen(moelink_last_error()), length); /* the reason is told again, not wrapped in itself */
     RANK_STATUS(ctx, moelink_combine(manager, &flight->combine, flight->stream), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_manager_abandon(manager, 0), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_manager_ensure(manager, config), MOELINK_ERR_INVALID_STATE);

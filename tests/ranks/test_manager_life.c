@@ -75,6 +75,7 @@ static void life(rank_context *ctx, int32_t kind, moelink_stream stream) {
     moelink_dispatch_args dispatch = MOELINK_DISPATCH_ARGS_INIT;
     moelink_dispatched dispatched = MOELINK_DISPATCHED_INIT;
     moelink_combine_args combine = MOELINK_COMBINE_ARGS_INIT;
+    small_config.timeout_ns = UINT64_MAX; /* for ever, not "already over" */
     moelink_manager *manager = create(ctx, ctx->group, kind);
     EXPECT_STATE(ctx, manager, MOELINK_STATE_CREATED, 0);
     expect_no_sizes(ctx, manager);

@@ -241,6 +241,10 @@ static void bad_config(rank_context *ctx, int32_t kind, moelink_stream stream) {
     REFUSE(slots, MOELINK_MAX_SLOTS + 1, MOELINK_ERR_INVALID_ARGUMENT, "17");
     REFUSE(sm_budget, -1, MOELINK_ERR_INVALID_ARGUMENT, "sm_budget");
     REFUSE(provider, 99, MOELINK_ERR_INVALID_ARGUMENT, "99");
+    if (kind == MOELINK_MANAGER_ONE_SIDED) {
+        int32_t other = ctx->device == MOELINK_DEVICE_CUDA ? MOELINK_MEMORY_HOST_SHM : MOELINK_MEMORY_FABRIC;
+        REFUSE(provider, other, MOELINK_ERR_UNSUPPORTED, moelink_provider_name(other));
+    }
     REFUSE(reserved, 1, MOELINK_ERR_INVALID_ARGUMENT, "reserved");
 #undef REFUSE
 }
