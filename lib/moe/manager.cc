@@ -4,6 +4,7 @@
 #include "base/log.hpp"
 #include "base/params.hpp"
 #include "moe/arguments.hpp"
+#include "moe/fault.hpp"
 
 #include <algorithm>
 #include <cstddef>
@@ -212,21 +213,9 @@ bool Manager::poll_fault() {
     if (fault_ != MOELINK_OK) return true;
     const kernels::Fault seen = faults_.seen();
     if (seen.code == kernels::fault_none) return false;
-    const char *phase = seen.phase == kernels::phase_combine ? "combine" : "dispatch";
-    std::string gone;
-    if (seen.code == kernels::fault_mismatch) {
-        fault_ = MOELINK_ERR_MISMATCH;
-        fault_text_ = fmt::format("rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), phase, seen.peer);
-    } else if (seen.code == kernels::fault_pairing) {
-        fault_ = MOELINK_ERR_INVALID_STATE;
-        fault_text_ = fmt::format("rank {}: {}: replayed out of turn; dispatch and combine of a slot must alternate", group_->rank(), phase);
-    } else if (group_->fault(&gone) == MOELINK_ERR_PEER_EXITED) {
-        fault_ = MOELINK_ERR_PEER_EXITED;
-        fault_text_ = fmt::format("rank {}: {}: no word from rank {}: {}", group_->rank(), phase, seen.peer, gone);
-    } else {
-        fault_ = MOELINK_ERR_TIMEOUT;
-        fault_text_ = fmt::format("rank {}: {}: no word from rank {} within {} ms", group_->rank(), phase, seen.peer, config_.timeout_ns / 1000000);
-    }
+    Outcome outcome = describe_fault(seen, *group_, config_.timeout_ns);
+    fault_ = outcome.status;
+    fault_text_ = std::move(outcome.text);
     error_ = fault_text_;
     return true;
 }

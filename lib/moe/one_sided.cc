@@ -3,6 +3,7 @@
 #include "moe/one_sided.hpp"
 
 #include "base/guard.hpp"
+#include "moe/fault.hpp"
 #include "moe/layout.hpp"
 
 #include <algorithm>
@@ -170,7 +171,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         int blocks = copies_out ? blocks_ : std::clamp(args.num_tokens, 1, blocks_);
         check_launch(kernels::cuda::dispatch(params, blocks, stream), "dispatch");
     } else {
-        check_fault(kernels::host::dispatch(params, {&lost, group_.get()}), "dispatch");
+        check_fault(kernels::host::dispatch(params, {&lost, group_.get()}));
     }
     return received;
 }
@@ -195,24 +196,14 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
         DeviceGuard guard(device_);
         check_launch(kernels::cuda::combine(params, blocks_, call.num_tokens, stream), "combine");
     } else {
-        check_fault(kernels::host::combine(params, {&lost, group_.get()}), "combine");
+        check_fault(kernels::host::combine(params, {&lost, group_.get()}));
     }
 }
 
-void OneSided::check_fault(const kernels::Fault &fault, const char *what) const {
-    switch (fault.code) {
-        case kernels::fault_none: return;
-        case kernels::fault_mismatch:
-            fail(MOELINK_ERR_MISMATCH, "rank {}: {}: rank {} takes part with other row bytes, payloads or dtype", group_->rank(), what, fault.peer);
-        case kernels::fault_peer: {
-            std::string text;
-            moelink_status status = group_->fault(&text);
-            fail(status, "rank {}: {}: {}", group_->rank(), what, text);
-        }
-        default:
-            fail(MOELINK_ERR_TIMEOUT, "rank {}: {}: no word from rank {} within {} ms", group_->rank(), what, fault.peer,
-                 config_.timeout_ns / 1000000);
-    }
+void OneSided::check_fault(const kernels::Fault &fault) const {
+    if (fault.code == kernels::fault_none) return;
+    const Outcome outcome = describe_fault(fault, *group_, config_.timeout_ns);
+    fail(outcome.status, "{}", outcome.text);
 }
 
 void OneSided::abandon(int32_t slot, const Deadline &deadline) {

@@ -23,7 +23,7 @@ private:
     kernels::cuda::Result load_kernels() const;
     void reset(size_t slot);
     int choose_blocks(const Deadline &deadline) const;
-    void check_fault(const kernels::Fault &fault, const char *what) const;
+    void check_fault(const kernels::Fault &fault) const;
 
     Ref<Group> group_;
     Device device_;

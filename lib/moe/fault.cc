@@ -1,0 +1,19 @@
+#include "moe/fault.hpp"
+
+namespace moelink {
+
+Outcome describe_fault(const kernels::Fault &fault, const Group &group, uint64_t timeout_ns) {
+    const std::string where = fmt::format("rank {}: {}", group.rank(), fault.phase == kernels::phase_combine ? "combine" : "dispatch");
+    switch (fault.code) {
+        case kernels::fault_mismatch:
+            return {MOELINK_ERR_MISMATCH, fmt::format("{}: rank {} takes part with other row bytes, payloads or dtype", where, fault.peer)};
+        case kernels::fault_pairing:
+            return {MOELINK_ERR_INVALID_STATE, fmt::format("{}: replayed out of turn; dispatch and combine of a slot must alternate", where)};
+        default: break;
+    }
+    std::string gone;
+    if (moelink_status status = group.fault(&gone); status != MOELINK_OK) return {status, fmt::format("{}: {}", where, gone)};
+    return {MOELINK_ERR_TIMEOUT, fmt::format("{}: no word from rank {} within {} ms", where, fault.peer, timeout_ns / 1000000)};
+}
+
+}  // namespace moelink

@@ -1,0 +1,13 @@
+// What a fault that a kernel found means for the caller.
+#pragma once
+
+#include "base/guard.hpp"
+#include "group/group.hpp"
+#include "kernels/launch.hpp"
+
+namespace moelink {
+
+// Status and text of a lost round; a peer that is known to be gone explains a wait that was in vain.
+Outcome describe_fault(const kernels::Fault &fault, const Group &group, uint64_t timeout_ns);
+
+}  // namespace moelink
