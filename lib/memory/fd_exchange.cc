@@ -36,11 +36,16 @@ public:
         done_[static_cast<size_t>(rank)] = 1;
     }
 
-    void run(const Deadline &deadline) {
+    void run(const Group &group, const Deadline &deadline) {
+        std::string lost;
         while (true) {
             connect_more();
             auto missing = std::count(done_.begin(), done_.end(), 0);
             if (missing == 0) break;
+            if (moelink_status fault = group.fault(&lost); fault != MOELINK_OK) {  // whoever is missing will not come any more
+                note(Error(fault, lost));
+                break;
+            }
             if (deadline.passed()) {
                 note(Error(MOELINK_ERR_TIMEOUT, fmt::format("no file descriptor came from {}", missing_text())));
                 break;
@@ -218,7 +223,7 @@ void exchange_fds(Group &group, int mine, const Deadline &deadline, const std::f
     step(group, deadline, [&] { require_reachable(group.rank(), cards, directory); });
     step(group, deadline, [&] {
         Exchange exchange(group.rank(), cards, directory, *listener, mine, take);
-        exchange.run(Deadline::after_ns(deadline.left_ns() / 2));
+        exchange.run(group, Deadline::after_ns(deadline.left_ns() / 2));
     });
 }
 
