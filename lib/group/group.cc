@@ -14,16 +14,14 @@ namespace {
 
 constexpr size_t most_text = 1024;
 
-// What one rank gives to agree and to allgather_text.
+// What one rank gives to allgather_text.
 struct Note {
-    int32_t status;
     uint32_t length;
     char text[most_text];
 };
 
-Note make_note(moelink_status status, const std::string &text) {
+Note make_note(const std::string &text) {
     Note note{};
-    note.status = status;
     note.length = static_cast<uint32_t>(std::min(text.size(), most_text));
     std::memcpy(note.text, text.data(), note.length);
     return note;
@@ -74,15 +72,8 @@ void Group::barrier(const Deadline &deadline) { allgather(nullptr, nullptr, 0, d
 
 std::vector<std::string> Group::allgather_text(const std::string &mine, const Deadline &deadline) {
     std::vector<std::string> texts;
-    for (const Note &note : allgather(make_note(MOELINK_OK, mine), deadline)) texts.push_back(text_of(note));
+    for (const Note &note : allgather(make_note(mine), deadline)) texts.push_back(text_of(note));
     return texts;
-}
-
-void Group::agree(moelink_status mine, const std::string &text, const Deadline &deadline) {
-    std::vector<Note> notes = allgather(make_note(mine, mine < MOELINK_OK ? text : std::string()), deadline);
-    for (size_t i = 0; i < notes.size(); ++i) {
-        if (notes[i].status < MOELINK_OK) throw Error(notes[i].status, fmt::format("rank {}: {}", i, text_of(notes[i])));
-    }
 }
 
 Ref<Group> Group::split(int32_t color, int32_t key) {

@@ -71,10 +71,6 @@ public:
     // Gathers texts of different lengths (each cut to 1 KiB).
     std::vector<std::string> allgather_text(const std::string &mine, const Deadline &deadline);
 
-    // One verdict for all: every rank says how its part went; when any failed, all throw the lowest failing rank's status
-    // with a text that names that rank. A rank that succeeded passes MOELINK_OK.
-    void agree(moelink_status mine, const std::string &text, const Deadline &deadline);
-
     Ref<Group> split(int32_t color, int32_t key);
     void finalize();
     void abort() noexcept;

@@ -1,7 +1,7 @@
 // Passes file descriptors between the ranks of one host.
 #pragma once
 
-#include "memory/agreement.hpp"
+#include "group/agreement.hpp"
 #include "memory/fd.hpp"
 
 #include <functional>

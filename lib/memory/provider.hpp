@@ -1,7 +1,7 @@
 // What a provider of symmetric memory is to memory.cc: a row in a table.
 #pragma once
 
-#include "memory/agreement.hpp"
+#include "group/agreement.hpp"
 #include "memory/memory.hpp"
 
 #include <cstdint>

@@ -49,7 +49,7 @@ Request read_request(const Group &group, const moelink_memory_params &params) {
 std::vector<Wire> exchange(Group &group, const Wire &mine, const std::string &text, const Deadline &deadline) {
     std::vector<Wire> all = group.allgather(mine, deadline);
     bool failed = std::any_of(all.begin(), all.end(), [](const Wire &wire) { return wire.status != MOELINK_OK; });
-    if (failed) settle(group, mine.status, text, deadline);
+    if (failed) settle(group, {mine.status, text}, deadline);
     return all;
 }
 

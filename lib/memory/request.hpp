@@ -1,7 +1,7 @@
 // What all ranks asked for, checked and found equal.
 #pragma once
 
-#include "memory/agreement.hpp"
+#include "group/agreement.hpp"
 
 #include <moelink/memory.h>
 

@@ -6,12 +6,6 @@ namespace moelink {
 
 namespace {
 
-void check_slot(int32_t slot, const Config &config) {
-    if (slot < 0 || slot >= config.slots) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "slot is {}; the workspace has {} (0 to {})", slot, config.slots, config.slots - 1);
-    }
-}
-
 void check_flags(uint32_t flags) {
     if (flags != 0) fail(MOELINK_ERR_UNSUPPORTED, "flags has bits that this library does not know: {:#x}", flags);
 }
@@ -37,6 +31,12 @@ uint64_t value_bytes(int32_t dtype) {
 }
 
 }  // namespace
+
+void check_slot(int32_t slot, const Config &config) {
+    if (slot < 0 || slot >= config.slots) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "slot is {}; the workspace has {} (0 to {})", slot, config.slots, config.slots - 1);
+    }
+}
 
 DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &config) {
     moelink_dispatch_args defaults = MOELINK_DISPATCH_ARGS_INIT;

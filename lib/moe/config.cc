@@ -28,9 +28,9 @@ struct Wire {
     char text[512];
 };
 
-Wire to_wire(const Config &config, moelink_status status, const std::string &text) {
+Wire to_wire(const Config &config, const Outcome &outcome) {
     Wire wire{};
-    wire.status = status;
+    wire.status = outcome.status;
     wire.max_tokens = config.max_tokens;
     wire.top_k = config.top_k;
     wire.num_experts = config.num_experts;
@@ -39,7 +39,7 @@ Wire to_wire(const Config &config, moelink_status status, const std::string &tex
     wire.provider = config.provider;
     wire.combine_row_bytes = config.combine_row_bytes;
     std::copy(config.payload_row_bytes.begin(), config.payload_row_bytes.end(), wire.payload_row_bytes);
-    write_text(text, wire.text, sizeof wire.text);
+    write_text(outcome.text, wire.text, sizeof wire.text);
     return wire;
 }
 
@@ -118,8 +118,8 @@ Config unite(const Config &have, const Config &want) {
     return result;
 }
 
-Config agree_on(Group &group, const Config &mine, moelink_status failed, const std::string &text, const Deadline &deadline) {
-    std::vector<Wire> all = group.allgather(to_wire(mine, failed, text), deadline);
+Config agree_on(Group &group, const Config &mine, const Outcome &outcome, const Deadline &deadline) {
+    std::vector<Wire> all = group.allgather(to_wire(mine, outcome), deadline);
     for (size_t rank = 0; rank < all.size(); ++rank) {
         if (all[rank].status == MOELINK_OK) continue;
         if (static_cast<int>(rank) == group.rank()) fail(all[rank].status, "{}", all[rank].text);

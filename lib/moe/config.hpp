@@ -1,6 +1,7 @@
 // A manager's configuration after its checks, and how ranks agree on one.
 #pragma once
 
+#include "base/guard.hpp"
 #include "group/group.hpp"
 
 #include <moelink/memory.h>
@@ -33,7 +34,7 @@ bool covers(const Config &have, const Config &want);
 Config unite(const Config &have, const Config &want);
 
 // Collective: the largest max_tokens of all ranks, everything else equal, or MISMATCH on all ranks naming both values.
-// A rank that has already failed passes its status and text and all ranks throw it.
-Config agree_on(Group &group, const Config &mine, moelink_status failed, const std::string &text, const Deadline &deadline);
+// A rank that has already failed passes that outcome and all ranks throw it.
+Config agree_on(Group &group, const Config &mine, const Outcome &outcome, const Deadline &deadline);
 
 }  // namespace moelink

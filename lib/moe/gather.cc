@@ -1,7 +1,7 @@
 // The gathering manager: all ranks receive all tokens, outputs come back by reduce-scatter. On the host it is the one-sided
 // dispatch to every rank over the group's shared memory; on CUDA it is NCCL's collectives and small kernels around them.
-#include "base/guard.hpp"
 #include "driver/nccl.hpp"
+#include "group/agreement.hpp"
 #include "moe/one_sided.hpp"
 
 #include <algorithm>
@@ -101,13 +101,12 @@ public:
         : group_(params.group), device_(params.device), config_(params.config), slots_(static_cast<size_t>(config_.slots)) {
         require_own_gpu(group_->deadline());
         NcclUniqueId id{};
-        const Outcome prepared = attempt([&] {
+        step(*group_, group_->deadline(), [&] {
             allocate();
             DeviceGuard guard(device_);
             check_launch(kernels::cuda::load_kernels(), "loading the kernels");
             if (group_->rank() == 0) check_nccl(nccl().unique_id(&id), "ncclGetUniqueId");
         });
-        group_->agree(prepared.status, prepared.text, group_->deadline());
         group_->broadcast(&id, sizeof id, 0, group_->deadline());
         const Outcome joined = attempt([&] {
             DeviceGuard guard(device_);
@@ -115,7 +114,7 @@ public:
             check_nccl(nccl().comm_init_rank_config(&comm_, group_->size(), id, group_->rank(), &config), "ncclCommInitRankConfig");
         });
         try {
-            group_->agree(joined.status, joined.text, group_->deadline());
+            settle(*group_, joined, group_->deadline());  // a fresh deadline: NCCL has taken its time
         } catch (...) {
             close();
             throw;

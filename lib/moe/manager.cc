@@ -3,6 +3,7 @@
 #include "base/guard.hpp"
 #include "base/log.hpp"
 #include "base/params.hpp"
+#include "group/agreement.hpp"
 #include "moe/arguments.hpp"
 #include "moe/fault.hpp"
 
@@ -72,7 +73,7 @@ void Manager::reinit(const moelink_manager_config *given) {
     replace(mine, outcome);
 }
 
-Deadline Manager::settle() {
+Deadline Manager::wait_idle() {
     device_.synchronize_all();
     const uint64_t kernels_ns = backend_ != nullptr ? config_.timeout_ns : 0;
     return Deadline::after_ns(std::min(group_->timeout_ns(), UINT64_MAX / 2) + std::min(kernels_ns, UINT64_MAX / 2));
@@ -80,8 +81,8 @@ Deadline Manager::settle() {
 
 void Manager::replace(const Config &mine, const Outcome &outcome) {
     // From the agreement on every step that can fail on one rank only ends in an agreement of its own.
-    const Deadline settled = settle();
-    Config config = agree_on(*group_, mine, outcome.status, outcome.text, settled);
+    const Deadline deadline = wait_idle();
+    Config config = agree_on(*group_, mine, outcome, deadline);
     std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, faults_, generation_ + 1});
     group_->barrier(group_->deadline());  // no peer may still be sending into the old workspace, none may send into the new one too early
     faults_.begin(generation_ + 1);
@@ -109,12 +110,11 @@ void Manager::cleanup() {
 
 void Manager::abandon(int32_t slot) {
     require_ready("abandon");
-    const Deadline deadline = settle();
-    const Outcome outcome = attempt([&] {
+    const Deadline deadline = wait_idle();
+    step(*group_, deadline, [&] {
         require_ready("abandon");  // once more: the kernel that was waited for may have given up
-        slot_at(slot);
+        check_slot(slot, config_);
     });
-    group_->agree(outcome.status, outcome.text, deadline);
     const std::vector<int32_t> all = group_->allgather(slot, deadline);
     for (size_t rank = 0; rank < all.size(); ++rank) {
         if (all[rank] != all[0]) fail(MOELINK_ERR_MISMATCH, "rank 0 abandons slot {} and rank {} slot {}", all[0], rank, all[rank]);
@@ -125,14 +125,14 @@ void Manager::abandon(int32_t slot) {
         lose_round(error.status(), error.text());
         throw;
     }
-    slot_at(slot) = Slot{};
+    slots_[static_cast<size_t>(slot)] = Slot{};
 }
 
 void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
     require_ready("dispatch");
     check_output(out, "out");
     DispatchCall call = read_dispatch(args, config_);
-    Slot &slot = slot_at(call.args.slot);
+    Slot &slot = slots_[static_cast<size_t>(call.args.slot)];
     const bool capturing = device_.capturing(stream);
     if (slot.dispatched) {
         fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.args.slot);
@@ -166,7 +166,7 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
 void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
     require_ready("combine");
     CombineCall call = read_combine(args, config_);
-    Slot &slot = slot_at(call.slot);
+    Slot &slot = slots_[static_cast<size_t>(call.slot)];
     const bool capturing = device_.capturing(stream);
     if (!slot.dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no dispatch to combine", call.slot);
     if (call.weighted && !slot.has_weights) {
@@ -188,13 +188,6 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
 void Manager::require_ready(const char *what) {
     if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "{} needs a workspace; call init or ensure first", what);
     if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", fault_text());
-}
-
-Manager::Slot &Manager::slot_at(int32_t slot) {
-    if (slot < 0 || slot >= config_.slots) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "slot is {}; the workspace has {} (0 to {})", slot, config_.slots, config_.slots - 1);
-    }
-    return slots_[static_cast<size_t>(slot)];
 }
 
 void Manager::lose_round(moelink_status status, const std::string &text) {

@@ -47,9 +47,8 @@ private:
     // part says why, and all fail.
     void replace(const Config &mine, const Outcome &outcome);
     // Waits for the device, and gives peers the time to do the same: a kernel of theirs may still be waiting.
-    Deadline settle();
+    Deadline wait_idle();
     void require_ready(const char *what);
-    Slot &slot_at(int32_t slot);
     void lose_round(moelink_status status, const std::string &text);
     bool poll_fault();
     std::string fault_text() const;

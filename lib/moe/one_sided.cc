@@ -2,7 +2,8 @@
 // dispatch with every rank as a destination.
 #include "moe/one_sided.hpp"
 
-#include "base/guard.hpp"
+#include "base/log.hpp"
+#include "group/agreement.hpp"
 #include "moe/fault.hpp"
 #include "moe/layout.hpp"
 
@@ -53,8 +54,7 @@ OneSided::OneSided(const BackendParams &params, bool to_all)
     memory.bytes = layout_.bytes;
     memory_ = Memory::create(group_, memory);
 
-    const Outcome outcome = attempt([&] { prepare(params.generation); });
-    group_->agree(outcome.status, outcome.text, group_->deadline());
+    step(*group_, group_->deadline(), [&] { prepare(params.generation); });
     if (device_.on_cuda()) blocks_ = choose_blocks(group_->deadline());
 }
 

@@ -1,6 +1,6 @@
 // The naive manager: every rank gathers everything over the control connections and picks what is meant for it. Shares no
 // code with the other kinds on purpose, since tests compare them with it.
-#include "base/guard.hpp"
+#include "group/agreement.hpp"
 #include "moe/backend.hpp"
 
 #include <algorithm>
@@ -82,11 +82,10 @@ class Reference : public Backend {
 public:
     explicit Reference(const BackendParams &params)
         : group_(params.group), device_(params.device), config_(params.config), slots_(static_cast<size_t>(config_.slots)) {
-        const Outcome outcome = attempt([&] {
+        step(*group_, group_->deadline(), [&] {
             reference_sizes(*group_, config_);  // throws what does not fit 64 bits
             for (ReferenceSlot &slot : slots_) allocate(slot);
         });
-        group_->agree(outcome.status, outcome.text, group_->deadline());
     }
 
     moelink_manager_sizes sizes() const override { return reference_sizes(*group_, config_); }

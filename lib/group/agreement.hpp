@@ -1,9 +1,8 @@
 // Steps that every rank takes and whose outcome all ranks learn, so that all go on or all give up.
 #pragma once
 
+#include "base/guard.hpp"
 #include "group/group.hpp"
-
-#include <new>
 
 namespace moelink {
 
@@ -14,26 +13,13 @@ public:
 };
 
 // Collective. Throws Refusal on all ranks with the status of the lowest rank that failed and "rank R: text".
-void settle(Group &group, moelink_status mine, const std::string &text, const Deadline &deadline);
+void settle(Group &group, const Outcome &mine, const Deadline &deadline);
 
 // Collective. Runs this rank's part, then settles. body makes no collective call.
 template <class Body>
 void step(Group &group, const Deadline &deadline, Body &&body) {
-    moelink_status status = MOELINK_OK;
-    std::string text;
-    try {
-        body();
-    } catch (const Error &error) {
-        status = error.status();
-        text = error.text();
-    } catch (const std::bad_alloc &) {
-        status = MOELINK_ERR_OUT_OF_MEMORY;
-        text = "host memory is exhausted";
-    } catch (const std::exception &error) {
-        status = MOELINK_ERR_INTERNAL;
-        text = error.what();
-    }
-    settle(group, status, text, deadline);
+    const Outcome mine = attempt(body);
+    settle(group, mine, deadline);
 }
 
 }  // namespace moelink

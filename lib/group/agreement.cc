@@ -1,15 +1,15 @@
-#include "memory/agreement.hpp"
+#include "group/agreement.hpp"
 
 #include <algorithm>
 
 namespace moelink {
 
-void settle(Group &group, moelink_status mine, const std::string &text, const Deadline &deadline) {
-    std::vector<int32_t> all = group.allgather<int32_t>(mine, deadline);
+void settle(Group &group, const Outcome &mine, const Deadline &deadline) {
+    std::vector<int32_t> all = group.allgather<int32_t>(mine.status, deadline);
     auto failed = [](int32_t status) { return status != MOELINK_OK; };
     auto first = std::find_if(all.begin(), all.end(), failed);
     if (first == all.end()) return;
-    std::vector<std::string> texts = group.allgather_text(text, deadline);
+    std::vector<std::string> texts = group.allgather_text(mine.text, deadline);
     auto rank = first - all.begin();
     auto others = std::count_if(first + 1, all.end(), failed);
     std::string full = fmt::format("rank {}: {}", rank, texts[static_cast<size_t>(rank)]);
