@@ -154,6 +154,49 @@ static void test_reference_refuses_capture(void **state) {
     run("capture of the reference manager", refused, 2, 0);
 }
 
+/* What the host cannot see in a replay: a second combine, or a second dispatch, of one round. The manager says so and is usable
+ * again after reinit. */
+static void out_of_turn(rank_context *ctx) {
+    moelink_stream stream = device_stream_create(ctx);
+    moe_geometry geometry;
+    moe_round round;
+    moelink_manager *manager = NULL;
+    moe_geometry_plain(ctx->size, TOKENS, TOP_K, 6 * ctx->size, HIDDEN, MOELINK_DTYPE_F32, &geometry);
+    moe_round_plain(1, ctx->size, TOKENS, HIDDEN, MOELINK_DTYPE_F32, &round);
+    moelink_manager_config config = moe_config(&geometry, ctx->rank);
+    RANK_OK(ctx, moelink_manager_create(ctx->group, MOELINK_MANAGER_ONE_SIDED, NULL, &manager));
+    RANK_OK(ctx, moelink_manager_init(manager, &config));
+    for (int twice = 0; twice < 2; ++twice) {
+        moe_flight flight;
+        rank_scene(ctx, "a second %s", twice == 0 ? "combine" : "dispatch");
+        moe_flight_prepare(ctx, &flight, manager, MOELINK_MANAGER_ONE_SIDED, &geometry, &round, stream);
+        struct graphs graphs = capture(ctx, &flight, manager);
+        device_replay(ctx, graphs.pair, stream);
+        moe_flight_check_combine(ctx, &flight);
+        device_replay(ctx, twice == 0 ? graphs.combine : graphs.dispatch, stream);
+        if (twice == 1) {
+            moe_flight_check_dispatch(ctx, &flight);
+            device_replay(ctx, graphs.dispatch, stream);
+        }
+        device_sync(ctx, stream);
+        RANK_STATUS(ctx, moelink_manager_fault(manager), MOELINK_ERR_INVALID_STATE);
+        RANK_TEXT(ctx, moelink_manager_error(manager), "out of turn");
+        device_graph_destroy(ctx, graphs.dispatch);
+        device_graph_destroy(ctx, graphs.combine);
+        device_graph_destroy(ctx, graphs.pair);
+        moe_flight_free(ctx, &flight);
+        RANK_OK(ctx, moelink_manager_reinit(manager, &config));
+        moe_work(ctx, manager, MOELINK_MANAGER_ONE_SIDED, &geometry, 3, stream);
+    }
+    moelink_manager_destroy(manager);
+    device_stream_destroy(ctx, stream);
+}
+
+static void test_out_of_turn(void **state) {
+    (void)state;
+    run("replays out of turn", out_of_turn, 2, 0);
+}
+
 int main(void) {
     int skipped = device_skip_main(MOELINK_DEVICE_CUDA, 1);
     if (skipped != 0) return skipped;
@@ -161,6 +204,7 @@ int main(void) {
         cmocka_unit_test(test_one_sided),
         cmocka_unit_test(test_gathering),
         cmocka_unit_test(test_reference_refuses_capture),
+        cmocka_unit_test(test_out_of_turn),
     };
     return cmocka_run_group_tests_name("graphs", tests, NULL, NULL);
 }

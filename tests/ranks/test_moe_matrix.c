@@ -201,8 +201,9 @@ static void run_slots_at_once(rank_context *ctx, moelink_manager *manager, int32
         round.slot = slot;
         round.combine = 1;
         moe_flight_prepare(ctx, &flights[slot], manager, kind, geometry, &round, stream);
-        moe_flight_dispatch(ctx, &flights[slot], manager);
     }
+    moe_meet_threads(ctx);
+    for (int slot = 0; slot < geometry->slots; ++slot) moe_flight_dispatch(ctx, &flights[slot], manager);
     for (int slot = 0; slot < geometry->slots; ++slot) {
         moe_flight_check_dispatch(ctx, &flights[slot]);
         moe_flight_experts(ctx, &flights[slot]);

@@ -98,6 +98,11 @@ void moe_flight_combine(rank_context *ctx, moe_flight *flight, moelink_manager *
 void moe_flight_check_combine(rank_context *ctx, moe_flight *flight);
 void moe_flight_free(rank_context *ctx, moe_flight *flight);
 
+/* To be called between allocations and the first dispatch. CUDA ranks that are threads share a driver: once NCCL has let GPUs
+ * reach each other, to allocate may wait for a peer's running kernel, which waits for what this rank launches next. Processes
+ * stay as far apart as they are. */
+void moe_meet_threads(rank_context *ctx);
+
 /* All of it, and that the manager saw no fault. */
 void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
                    moelink_stream stream);

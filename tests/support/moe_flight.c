@@ -218,6 +218,10 @@ void moe_flight_free(rank_context *ctx, moe_flight *flight) {
     memset(flight, 0, sizeof(*flight));
 }
 
+void moe_meet_threads(rank_context *ctx) {
+    if (ctx->threads && ctx->device == MOELINK_DEVICE_CUDA) RANK_OK(ctx, moelink_group_barrier(ctx->group));
+}
+
 void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
                    moelink_stream stream) {
     moe_flight flight;
@@ -225,6 +229,7 @@ void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const 
                moelink_manager_kind_name(kind), (unsigned long long)geometry->seed, (unsigned long long)round->seed,
                round->tokens[ctx->rank], geometry->top_k, geometry->experts, (unsigned long long)round->hidden, round->dtype);
     moe_flight_prepare(ctx, &flight, manager, kind, geometry, round, stream);
+    moe_meet_threads(ctx);
     moe_flight_dispatch(ctx, &flight, manager);
     moe_flight_check_dispatch(ctx, &flight);
     if (round->combine) {
