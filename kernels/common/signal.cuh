@@ -8,6 +8,16 @@
 
 namespace moelink::kernels::cuda {
 
+// Builds for stress tests only (-Dkernel_defines=MOELINK_DELAYS=1): a random part of all warps loses some microseconds here, so that
+// ranks, blocks and warps meet in orders that do not come about by themselves.
+__device__ __forceinline__ void stagger() {
+#if MOELINK_DELAYS
+    uint32_t mix = static_cast<uint32_t>(clock64()) * 2654435761u ^ (blockIdx.x * 40503u + threadIdx.x / 32 * 97u);
+    mix ^= mix >> 15;
+    if (mix % 8 == 0) __nanosleep((mix >> 8) % 20000);
+#endif
+}
+
 // What is polled is loaded relaxed; an acquire of the same word follows once it holds what is awaited.
 __device__ __forceinline__ uint64_t load_relaxed(const uint64_t *at) {
     uint64_t value;
@@ -34,7 +44,12 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t *at) {
 }
 
 // Everything that this thread has seen done, also by its block before a barrier, comes before its stores and additions after.
-__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+// (-Dkernel_defines=MOELINK_WITHOUT_FENCES=1 leaves it out, to see that stress tests notice.)
+__device__ __forceinline__ void fence() {
+#if !MOELINK_WITHOUT_FENCES
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ void store_relaxed(uint64_t *at, uint64_t value) {
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
@@ -85,6 +100,7 @@ __device__ __forceinline__ bool enter(const Workspace &ws) {
     stale = __syncthreads_or(stale);
     asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    stagger();
     return !stale;
 }
 

@@ -76,7 +76,9 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
                  params.row_bytes, params.push_width);
         teams.sync();
         if (teams.lane == 0) {
+            stagger();
             fence();
+            stagger();
             store_relaxed(part<uint32_t>(shared.peers[source], ws.layout.arrived) + place, shared.epoch);
         }
     }
@@ -95,6 +97,7 @@ __device__ void push_packets(const CombineParams &params, WarpShare share, const
             const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
             const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
             const Piece piece = load_piece(input_row(params, source, row), tile, lane, valid);
+            stagger();
             send_piece(shared.peers[source] + ws.layout.combine_packets + place_of(ws, origin.token, origin.distinct) * ws.combine_packet_bytes +
                            tile * packet_tile_bytes,
                        lane, valid, piece, shared.epoch);
@@ -106,6 +109,7 @@ __device__ void push_packets(const CombineParams &params, WarpShare share, const
 __device__ void announce(const CombineParams &params, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int32_t source = threadIdx.x;
+    stagger();
     if (source < ws.ranks) {
         SourceLine *line = part<SourceLine>(shared.peers[source], ws.layout.lines) + ws.rank;
         const uint32_t rows = static_cast<uint32_t>(rows_in(shared.counts[source]));
@@ -185,6 +189,7 @@ __device__ __forceinline__ bool await_token(const Workspace &ws, const TokenRows
     if (lane >= rows.distinct || lane == rows.own.distinct) return true;
     const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place_of(ws, token, lane);
     if (!await(ws, rows.ranks[lane], phase_combine, [&] { return load_relaxed(mark) == epoch; })) return false;
+    stagger();
     load_acquire(mark);
     return true;
 }
@@ -268,6 +273,7 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
                 const unsigned char *packets = ws.mine + ws.layout.combine_packets + place * ws.combine_packet_bytes + tile * packet_tile_bytes;
                 const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
                 bool marked = false;
+                stagger();
                 if (!await(ws, rows.ranks[j], phase_combine, [&] {
                         if (take_piece(packets, lane, valid, shared.epoch, &piece)) return true;
                         return marked = load_relaxed(mark) == shared.epoch;

@@ -214,6 +214,7 @@ __device__ void send_packets(const DispatchParams &params, int tokens, const Tok
             return;
         }
         const Payload &payload = params.payloads[part_of.payload];
+        stagger();
         for (int j = 0; j < distinct; ++j) {
             if (to[j].rank == ws.rank) {
                 const Target target(ws, payload, row_of(ws, ws.rank, to[j].slot));
@@ -253,6 +254,7 @@ __device__ void receive_packets(const DispatchParams &params, WarpShare share, c
             const Payload &payload = params.payloads[part_of.payload];
             const unsigned char *packets = from + payload.packets + part_of.tile * packet_tile_bytes;
             Piece piece;
+            stagger();
             if (!await(ws, source, phase_dispatch, [&] { return take_piece(packets, lane, part_of.valid, shared.epoch, &piece); })) return;
             const Target target(ws, payload, row);
             store_piece(target.row, part_of.tile, lane, part_of.valid, piece, target.width);
@@ -266,6 +268,7 @@ __device__ void receive_packets(const DispatchParams &params, WarpShare share, c
 __device__ void announce(const DispatchParams &params, int32_t tokens, bool packets, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int rank = threadIdx.x;
+    stagger();
     if (rank < ws.ranks) {
         SourceLine *line = part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank;
         const uint32_t rows = static_cast<uint32_t>(shared.routes.next[rank]);
@@ -288,7 +291,9 @@ __device__ void count_rows(const Workspace &ws, bool packets, const Shared &shar
     if (rank >= ws.ranks) return;
     const int32_t rows = shared.routes.next[rank] - shared.routes.before[rank];
     if (rows == 0) return;
+    stagger();
     if (!packets) fence();
+    stagger();
     add_relaxed(&(part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank)->dispatch_rows, static_cast<uint64_t>(rows));
 }
 
@@ -304,6 +309,7 @@ __device__ bool await_source(const DispatchParams &params, int32_t source, bool 
     shared.filled[source] = filled;
     if (!rows || (count & packets_bit) != 0) return true;
     if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
+    stagger();
     load_acquire(&line->dispatch_rows);
     return true;
 }
