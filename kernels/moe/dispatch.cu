@@ -33,7 +33,7 @@ struct RoutingLane {
         RoutingLane routing;
         if (lane < params.workspace.top_k) {
             routing.id = read_id<Id>(params, token, lane);
-            if (params.weights != nullptr) routing.weight = __ldg(params.weights + token * params.workspace.top_k + lane);
+            if (params.weights != nullptr) routing.weight = params.weights[token * params.workspace.top_k + lane];
         }
         routing.owner = params.workspace.owners.rank_of(routing.id);
         return routing;
@@ -193,12 +193,12 @@ __device__ void send_packets(const DispatchParams &params, int tokens, const Tok
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32, first_item = share.first();
     share.each(tokens * static_cast<int>(params.row_tiles), [&](int item) {
-        const TokenTile part_of = item == first_item ? first : TokenTile(params, item, lane);
-        const int token = part_of.token;
-        const Piece piece = item == first_item ? first_piece : part_of.load(params, lane);
+        const TokenTile at = item == first_item ? first : TokenTile(params, item, lane);
+        const int token = at.token;
+        const Piece piece = item == first_item ? first_piece : at.load(params, lane);
         const Destination *to = shared.routes.to[token];
         const int distinct = shared.routes.distinct[token];
-        if (part_of.payload == params.payload_count) {
+        if (at.payload == params.payload_count) {
             const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
             for (int j = 0; j < distinct; ++j) {
                 const int32_t id = routing.id_for(to[j].rank, params.invalid_id);
@@ -213,15 +213,15 @@ __device__ void send_packets(const DispatchParams &params, int tokens, const Tok
             keep_token(params, token, lane, routing, to, distinct);
             return;
         }
-        const Payload &payload = params.payloads[part_of.payload];
+        const Payload &payload = params.payloads[at.payload];
         stagger();
         for (int j = 0; j < distinct; ++j) {
             if (to[j].rank == ws.rank) {
                 const Target target(ws, payload, row_of(ws, ws.rank, to[j].slot));
-                store_piece(target.row, part_of.tile, lane, part_of.valid, piece, target.width);
+                store_piece(target.row, at.tile, lane, at.valid, piece, target.width);
             } else {
-                send_piece(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + payload.packets + part_of.tile * packet_tile_bytes, lane,
-                           part_of.valid, piece, shared.epoch);
+                send_piece(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + payload.packets + at.tile * packet_tile_bytes, lane,
+                           at.valid, piece, shared.epoch);
             }
         }
     });
@@ -234,11 +234,11 @@ __device__ void receive_packets(const DispatchParams &params, WarpShare share, c
         const uint32_t count = shared.counts[source];
         if (source == ws.rank || (count & packets_bit) == 0) continue;
         share.each(rows_in(count) * row_tiles, [&](int item) {
-            const TokenTile part_of(params, item, lane);
-            const int slot = part_of.token;
+            const TokenTile at(params, item, lane);
+            const int slot = at.token;
             const unsigned char *from = packets_of(ws, ws.mine, source, slot);
             const int64_t row = row_of(ws, source, slot);
-            if (part_of.payload == params.payload_count) {
+            if (at.payload == params.payload_count) {
                 Packet packet{};
                 const bool came = lane >= max(ws.top_k, 2) || await(ws, source, phase_dispatch, [&] {
                     packet = load_packet(from + lane * 16);
@@ -251,13 +251,13 @@ __device__ void receive_packets(const DispatchParams &params, WarpShare share, c
                 }
                 return;
             }
-            const Payload &payload = params.payloads[part_of.payload];
-            const unsigned char *packets = from + payload.packets + part_of.tile * packet_tile_bytes;
+            const Payload &payload = params.payloads[at.payload];
+            const unsigned char *packets = from + payload.packets + at.tile * packet_tile_bytes;
             Piece piece;
             stagger();
-            if (!await(ws, source, phase_dispatch, [&] { return take_piece(packets, lane, part_of.valid, shared.epoch, &piece); })) return;
+            if (!await(ws, source, phase_dispatch, [&] { return take_piece(packets, lane, at.valid, shared.epoch, &piece); })) return;
             const Target target(ws, payload, row);
-            store_piece(target.row, part_of.tile, lane, part_of.valid, piece, target.width);
+            store_piece(target.row, at.tile, lane, at.valid, piece, target.width);
         });
     }
 }
@@ -297,12 +297,16 @@ __device__ void count_rows(const Workspace &ws, bool packets, const Shared &shar
     add_relaxed(&(part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank)->dispatch_rows, static_cast<uint64_t>(rows));
 }
 
+// This block marks and counts the rows of some sources.
+__device__ __forceinline__ bool looks_after(int32_t source) { return source % static_cast<int32_t>(gridDim.x) == static_cast<int32_t>(blockIdx.x); }
+
 // `rows`: also until the rows in the planes have come; packets are awaited where they are used.
 __device__ bool await_source(const DispatchParams &params, int32_t source, bool rows, Shared &shared) {
     const Workspace &ws = params.workspace;
     const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
     const uint64_t base = part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source];
-    const Filled filled = part<Filled>(ws.mine, ws.layout.filled)[source];
+    Filled filled{};
+    if (looks_after(source)) filled = part<Filled>(ws.mine, ws.layout.filled)[source];
     uint32_t count;
     if (!await_count(ws, &line->dispatch_count, &line->dispatch_shape, shared.epoch, params.shape, source, phase_dispatch, &count)) return false;
     shared.counts[source] = count;
@@ -360,7 +364,7 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     uint32_t epoch = 0;
     if (threadIdx.x == block_threads - 1) epoch = part<SlotState>(ws.mine, ws.layout.state)->combine_epoch + 1;
     int32_t tokens = params.tokens;
-    if (params.tokens_device != nullptr) tokens = max(0, min(tokens, __ldg(params.tokens_device)));
+    if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
     const bool packets = params.packets != 0 && tokens <= ws.packet_rows;
     int64_t begin = 0, end = tokens;
     if (!packets) {
@@ -396,8 +400,7 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
 
     bool copies = false;
     for (int p = 0; p < params.payload_count; ++p) copies = copies || (params.payloads[p].row_bytes > 0 && params.payloads[p].output != nullptr);
-    const bool awaits_rows = copies || threadIdx.x % gridDim.x == blockIdx.x;
-    const bool lost = threadIdx.x < ws.ranks && !await_source(params, threadIdx.x, awaits_rows, shared);
+    const bool lost = threadIdx.x < ws.ranks && !await_source(params, threadIdx.x, copies || looks_after(threadIdx.x), shared);
     if (__syncthreads_or(lost)) return;
     receive_packets(params, share, shared);
     for (int32_t source = blockIdx.x; source < ws.ranks; source += gridDim.x) fill_ids(params, source, shared);

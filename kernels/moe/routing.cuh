@@ -41,7 +41,7 @@ struct RankSet {
 
 template <class Id>
 __device__ __forceinline__ Id read_id(const DispatchParams &params, int64_t token, int k) {
-    return __ldg(static_cast<const Id *>(params.ids) + token * params.workspace.top_k + k);
+    return static_cast<const Id *>(params.ids)[token * params.workspace.top_k + k];
 }
 
 template <class Id, int Words>
@@ -65,7 +65,7 @@ __device__ __forceinline__ RankSet<Words> ranks_of(const DispatchParams &params,
             }
         } else {
 #pragma unroll
-            for (int u = 0; u < ahead; ++u) ids[u] = __ldg(at + min(first + u, top_k - 1));
+            for (int u = 0; u < ahead; ++u) ids[u] = at[min(first + u, top_k - 1)];
         }
 #pragma unroll
         for (int u = 0; u < ahead; ++u) {  // one that is read twice changes nothing
