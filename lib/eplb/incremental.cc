@@ -23,7 +23,7 @@ public:
         for (double bound : bounds) {
             goals_.push_back(bound * input.target);
             // Copies are free from scratch, so that a plan made so should leave little to do.
-            fine_goals_.push_back(bound * (1 + (input.target - 1) / 4));
+            fine_goals_.push_back(bound * (1 + (input.target - 1) / 2));
         }
         rules_.origin = &origin_;
         rules_.fixed = input.fixed;

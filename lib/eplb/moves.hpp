@@ -4,6 +4,7 @@
 #include "eplb/home.hpp"
 #include "eplb/layout.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -39,18 +40,33 @@ public:
     double excess(int rank) const { return excess_of(layout_.time(rank)); }
 
 private:
-    double excess_of(const double *time) const;
+    // Sum of squares of what is above the goals; time(step) is a rank's time.
+    template <class Time>
+    double excess_with(Time &&time) const {
+        double sum = 0;
+        for (size_t step = 0; step < steps_; ++step) {
+            double above = std::max(0.0, time(step) - goals_[step]);
+            sum += above * above;
+        }
+        return sum;
+    }
+    double excess_of(const double *time) const {
+        return excess_with([time](size_t step) { return time[step]; });
+    }
     bool may_hold(int rank, int expert) const {
         return !layout_.held(rank, expert) &&
                (rules_.zone.empty() || rules_.zone[size_t(expert)] == cluster_.zone[size_t(rank)]);
     }
-    bool movable(int slot) const {
-        return rules_.fixed[size_t(slot)] == 0 && layout_.slots()[size_t(slot)] != closed_slot;
-    }
+    bool movable(int slot) const { return rules_.fixed[size_t(slot)] == 0 && slots_[slot] != closed_slot; }
+    bool beats(double gain, double cost) const;
+    void prepare();
+    void prepare_steals();
+    double least_swap_cost(int rank, int other) const;
     void swaps(int rank);
+    void swaps_with(int rank, int other);
     void steals(int rank);
     void steal(int slot, int32_t expert);
-    void add(int rank, const double *share, double factor);
+    double steal_limit(int slot, int32_t expert) const;
     void offer(const Move &move);
     bool pairs_allow(const Move &move) const;
 
@@ -58,14 +74,19 @@ private:
     const Cluster &cluster_;
     const Home &home_;
     const Rules &rules_;
-    std::span<const double> goals_;
+    const int32_t *slots_;
+    const double *goals_;
     size_t steps_;
     Move best_;
     double best_score_ = 0;
     double least_gain_ = 0;
-    std::vector<double> changed_;  // [ranks, steps] new times of touched ranks
-    std::vector<uint8_t> is_touched_;
-    std::vector<int> touched_;
+    std::vector<double> excess_;   // [ranks]
+    std::vector<double> least_;    // [ranks] cost of a copy that was never there
+    std::vector<double> refund_;   // [ranks] most cost that taking an expert away saves
+    std::vector<uint8_t> misses_;  // [ranks] not 0: an expert that was there is not
+    std::vector<double> relief_;   // [experts] excess that one more copy would take off its present holders
+    std::vector<std::pair<double, int>> coldest_;  // ranks, those with least time first
+    std::vector<double> nothing_;  // [steps] load of an empty slot
 };
 
 }  // namespace moelink::eplb

@@ -96,20 +96,25 @@ private:
 
     // To the rank that takes it best: the one with the least time then, of steps those with most of its load counting most.
     void place(int expert) {
-        std::span<const double> load = layout_.load(expert);
+        const double *load = layout_.load(expert).data();
+        const double *time = time_.data();
+        const double *slowness = cluster_.slowness.data();
+        double part = 1.0 / copies_[size_t(expert)];
         int best = -1;
         double least = 0;
         for (int rank : ranks_) {
-            if (open_[size_t(rank)].empty() || layout_.held(rank, expert)) continue;
-            double factor = cluster_.slowness[size_t(rank)] / copies_[size_t(expert)];
-            double time = 0;
-            for (size_t step = 0; step < steps_; ++step) {
-                double then = time_[size_t(rank) * steps_ + step] + load[step] * factor;
-                time += steps_ == 1 ? then : then * load[step];
+            double factor = part * slowness[rank];
+            double then = 0;
+            if (steps_ == 1) {
+                then = time[rank] + load[0] * factor;
+            } else {
+                for (size_t step = 0; step < steps_; ++step) {
+                    then += (time[size_t(rank) * steps_ + step] + load[step] * factor) * load[step];
+                }
             }
-            if (best < 0 || time < least) {
+            if ((best < 0 || then < least) && !open_[size_t(rank)].empty() && !layout_.held(rank, expert)) {
                 best = rank;
-                least = time;
+                least = then;
             }
         }
         if (best >= 0) {
