@@ -128,6 +128,7 @@ private:
             plan_.options.push_back(option);
         }
         if (chosen > last) {
+            rules_.zone = anew_zone_;
             plan_.flags |= MOELINK_EPLB_RESULT_ANEW;
             if (plan_.anew_from == 0) plan_.anew_from = plan_.options.size() - 1;
         }
@@ -137,7 +138,11 @@ private:
 
     // One more state: a plan from scratch, its ranks relabelled.
     void add_relabelled(const Layout &now, const Layout &home_layout, Trail &trail) {
-        if (anew_.empty()) anew_ = scratch(fresh_rules()).slots();
+        if (anew_.empty()) {
+            Rules rules = fresh_rules();
+            anew_ = scratch(rules).slots();
+            anew_zone_ = rules.zone;
+        }
         Layout fresh(cluster_, input_.load);
         fresh.assign(anew_);
         if (!pairs_allow(fresh)) return;
@@ -174,7 +179,8 @@ private:
     Rules rules_;
     double bound_ = 0;
     std::vector<double> goals_, fine_goals_;
-    std::vector<int32_t> anew_;
+    std::vector<int32_t> anew_;  // the plan from scratch, once there is one
+    std::vector<int> anew_zone_;
     LayerPlan plan_;
 };
 
