@@ -23,6 +23,7 @@ double Home::nearest(int expert, int rank) const {
 
 double Home::least_cost(int rank) const {
     if (layout_ == nullptr) return 0;
+    if (layout_->cluster().distance.empty()) return 1;
     double least = 1;
     for (int from = 0; from < layout_->cluster().ranks; ++from) {
         if (from != rank) least = std::min(least, distance(from, rank));

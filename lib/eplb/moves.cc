@@ -10,9 +10,18 @@ namespace {
 // Moves that cost nothing, or less, are as good as very cheap ones: what they gain then decides.
 constexpr double least_cost = 0.125;
 
+// First moves of two that are tried.
+constexpr size_t most_shifts = 16;
+
+std::vector<double> least_costs(const Cluster &cluster, const Home &home) {
+    std::vector<double> least;
+    for (int rank = 0; rank < cluster.ranks; ++rank) least.push_back(home.least_cost(rank));
+    return least;
+}
+
 }  // namespace
 
-Search::Search(const Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals)
+Search::Search(const Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals, std::vector<double> least)
     : layout_(layout),
       cluster_(layout.cluster()),
       home_(home),
@@ -21,12 +30,17 @@ Search::Search(const Layout &layout, const Home &home, const Rules &rules, std::
       goals_(goals.data()),
       steps_(size_t(layout.cluster().steps)),
       excess_(size_t(cluster_.ranks)),
+      least_(std::move(least)),
       refund_(size_t(cluster_.ranks)),
       misses_(size_t(cluster_.ranks)),
       relief_(size_t(cluster_.experts)),
-      nothing_(steps_, 0.0) {
-    for (int rank = 0; rank < cluster_.ranks; ++rank) least_.push_back(home.least_cost(rank));
-}
+      nothing_(steps_, 0.0) {}
+
+Search::Search(const Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals)
+    : Search(layout, home, rules, goals, least_costs(layout.cluster(), home)) {}
+
+Search::Search(const Layout &layout, const Search &other)
+    : Search(layout, other.home_, other.rules_, {other.goals_, other.steps_}, other.least_) {}
 
 Move Search::relieve(int rank) {
     prepare();
@@ -95,16 +109,47 @@ Move Search::settle(int expert) {
     return best_;
 }
 
+double Search::score(double gain, double cost) const {
+    return gain > 0 ? gain / std::max(cost, least_cost) : gain;
+}
+
 bool Search::beats(double gain, double cost) const {
-    if (gain <= least_gain_) return false;
-    return (gain > 0 ? gain / std::max(cost, least_cost) : gain) > best_score_;
+    if (shifted_ >= 0) return shifts_.size() < most_shifts || gain > shifts_.front().gain;
+    return gain > least_gain_ && score(gain, cost) > best_score_;
 }
 
 void Search::offer(const Move &move) {
     if (!beats(move.gain, move.cost)) return;
     if (cluster_.max_pair_copies > 0 && !pairs_allow(move)) return;
-    best_score_ = move.gain > 0 ? move.gain / std::max(move.cost, least_cost) : move.gain;
-    best_ = move;
+    if (shifted_ >= 0) {
+        keep(move);
+    } else {
+        best_score_ = score(move.gain, move.cost);
+        best_ = move;
+    }
+}
+
+// Among moves that are no gain, most do nothing at all. Only those count that take half of the rank's excess away.
+void Search::keep(const Move &move) {
+    if (left_ > excess_[size_t(shifted_)] / 2) return;
+    auto less_harm = [](const Move &a, const Move &b) { return a.gain > b.gain; };
+    if (shifts_.size() == most_shifts) {
+        std::pop_heap(shifts_.begin(), shifts_.end(), less_harm);
+        shifts_.pop_back();
+    }
+    shifts_.push_back(move);
+    std::push_heap(shifts_.begin(), shifts_.end(), less_harm);
+}
+
+std::vector<Move> Search::shift(int rank) {
+    prepare();
+    shifted_ = rank;
+    shifts_.clear();
+    steals(rank);
+    swaps(rank);
+    shifted_ = -1;
+    std::sort(shifts_.begin(), shifts_.end(), [](const Move &a, const Move &b) { return a.gain > b.gain; });
+    return shifts_;
 }
 
 bool Search::pairs_allow(const Move &move) const {
@@ -153,8 +198,9 @@ void Search::swaps_with(int rank, int other) {
         for (int j = other_start; j < other_start + cluster_.capacity; ++j) {
             int32_t partner = slots_[j];
             const double *theirs = partner < 0 ? nothing_.data() : layout_.share(partner);
+            left_ = excess_with([&](size_t step) { return hot[step] - (mine[step] - theirs[step]) * slowness; });
             Move move;
-            move.gain = before - excess_with([&](size_t step) { return hot[step] - (mine[step] - theirs[step]) * slowness; }) -
+            move.gain = before - left_ -
                         excess_with([&](size_t step) { return cold[step] + (mine[step] - theirs[step]) * other_slowness; });
             // Cheap tests first: few candidates beat the best.
             if (!beats(move.gain, partner < 0 ? there : there + back) || !movable(j)) continue;
@@ -209,7 +255,25 @@ void Search::steal(int slot, int32_t expert) {
                          excess_with([&](size_t step) { return time[step] - less[step] * light + more[step] * heavy; });
         }
     }
+    if (shifted_ >= 0) left_ = excess_after_steal(slot, expert);
     offer(move);
+}
+
+// What is left of the excess of the rank that shift is about.
+double Search::excess_after_steal(int slot, int32_t expert) const {
+    int32_t old = slots_[slot];
+    double slowness = cluster_.slowness[size_t(shifted_)];
+    bool here = cluster_.rank_of(slot) == shifted_;
+    double added = here ? 1.0 / (layout_.count(expert) + 1) : 0.0;                                         // of the load
+    double fallen = layout_.held(shifted_, expert) ? 1.0 / (layout_.count(expert) + 1) : 0.0;              // of the share
+    double risen = old < 0 || !layout_.held(shifted_, old) ? 0.0 : here ? -1.0 : 1.0 / (layout_.count(old) - 1);  // of the old one's
+    const double *time = layout_.time(shifted_);
+    const double *load = layout_.load(expert).data();
+    const double *share = layout_.share(expert);
+    const double *freed = old < 0 ? nothing_.data() : layout_.share(old);
+    return excess_with([&](size_t step) {
+        return time[step] + (load[step] * added - share[step] * fallen + freed[step] * risen) * slowness;
+    });
 }
 
 void Search::steals(int rank) {

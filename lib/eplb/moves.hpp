@@ -22,7 +22,7 @@ struct Rules {
 
 struct Move {
     int count = 0;
-    std::array<std::pair<int, int32_t>, 2> writes;  // slot, its new expert
+    std::array<std::pair<int, int32_t>, 4> writes;  // slot, its new expert; four: two moves in one
     double gain = 0;                                // excess that it removes
     double cost = 0;                                // may be negative: an expert comes home
 };
@@ -32,14 +32,21 @@ struct Move {
 class Search {
 public:
     Search(const Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals);
+    // The same search over another layout.
+    Search(const Layout &layout, const Search &other);
 
     // The best move that takes load off `rank`; count 0: none.
     Move relieve(int rank);
+    // Moves that take most of the excess off `rank` but put as much, or more, elsewhere: those that do least harm first. Where no
+    // move helps, one of these may, with a second that clears up behind it.
+    std::vector<Move> shift(int rank);
     // The least harmful slot for an expert that has no copy; count 0: none.
     Move settle(int expert);
     double excess(int rank) const { return excess_of(layout_.time(rank)); }
 
 private:
+    Search(const Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals, std::vector<double> least);
+
     // Sum of squares of what is above the goals; time(step) is a rank's time.
     template <class Time>
     double excess_with(Time &&time) const {
@@ -59,6 +66,8 @@ private:
     }
     bool movable(int slot) const { return rules_.fixed[size_t(slot)] == 0 && slots_[slot] != closed_slot; }
     bool beats(double gain, double cost) const;
+    double score(double gain, double cost) const;
+    void keep(const Move &move);
     void prepare();
     void prepare_steals();
     double least_swap_cost(int rank, int other) const;
@@ -67,6 +76,7 @@ private:
     void steals(int rank);
     void steal(int slot, int32_t expert);
     double steal_limit(int slot, int32_t expert) const;
+    double excess_after_steal(int slot, int32_t expert) const;
     void offer(const Move &move);
     bool pairs_allow(const Move &move) const;
 
@@ -80,6 +90,9 @@ private:
     Move best_;
     double best_score_ = 0;
     double least_gain_ = 0;
+    int shifted_ = -1;          // the rank that shift is about
+    double left_ = 0;           // its excess after the move on offer
+    std::vector<Move> shifts_;  // a heap, the most harmful first
     std::vector<double> excess_;   // [ranks]
     std::vector<double> least_;    // [ranks] cost of a copy that was never there
     std::vector<double> refund_;   // [ranks] most cost that taking an expert away saves
