@@ -44,6 +44,7 @@ public:
 
     const Cluster &cluster() const { return *cluster_; }
     std::span<const double> load(int expert) const { return load_.subspan(size_t(expert) * steps_, steps_); }
+    std::span<const double> load() const { return load_; }
     const std::vector<int32_t> &slots() const { return slots_; }
     int count(int expert) const { return counts_[size_t(expert)]; }
     bool held(int rank, int expert) const { return held_[size_t(rank) * size_t(cluster_->experts) + size_t(expert)] != 0; }

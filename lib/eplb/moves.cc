@@ -95,7 +95,7 @@ void Search::prepare_steals() {
     }
 }
 
-Move Search::settle(int expert) {
+Move Search::settle(int expert, const std::vector<int> *counts) {
     prepare();
     prepare_steals();
     best_ = Move{};
@@ -103,7 +103,7 @@ Move Search::settle(int expert) {
     least_gain_ = best_score_;
     for (int slot = 0; slot < cluster_.slots(); ++slot) {
         int32_t old = slots_[slot];
-        if (!movable(slot) || (old >= 0 && layout_.count(old) < 2)) continue;
+        if (!movable(slot) || (old >= 0 && layout_.count(old) <= (counts == nullptr ? 1 : (*counts)[size_t(old)]))) continue;
         if (may_hold(cluster_.rank_of(slot), expert)) steal(slot, expert);
     }
     return best_;

@@ -40,8 +40,9 @@ public:
     // Moves that take most of the excess off `rank` but put as much, or more, elsewhere: those that do least harm first. Where no
     // move helps, one of these may, with a second that clears up behind it.
     std::vector<Move> shift(int rank);
-    // The least harmful slot for an expert that has no copy; count 0: none.
-    Move settle(int expert);
+    // The least harmful slot for one more copy of an expert: an empty one, or one of an expert that has a copy to spare, or more copies
+    // than its entry in `counts`, where that is given. Count 0: none.
+    Move settle(int expert, const std::vector<int> *counts = nullptr);
     double excess(int rank) const { return excess_of(layout_.time(rank)); }
 
 private:

@@ -41,6 +41,12 @@ public:
         }
     }
 
+    // Sets the counts of the zone's experts.
+    void count(std::vector<int> &counts) {
+        replicate();
+        for (int expert : experts_) counts[size_t(expert)] = copies_[size_t(expert)];
+    }
+
     void fill() {
         replicate();
         std::vector<std::pair<double, int>> order;  // -load of a copy, expert; once for each copy to place
@@ -166,6 +172,17 @@ bool fill_from_scratch(Layout &layout, const Rules &rules, std::span<const doubl
     Rules free = rules;
     free.origin = &nowhere;
     return improve(layout, nowhere, free, goals).late;
+}
+
+std::vector<int> scratch_counts(const Layout &layout, const Rules &rules) {
+    const Cluster &cluster = layout.cluster();
+    Layout pinned(cluster, layout.load());
+    for (int slot = 0; slot < cluster.slots(); ++slot) {
+        if (rules.fixed[size_t(slot)]) pinned.set(slot, layout.slots()[size_t(slot)]);
+    }
+    std::vector<int> counts(size_t(cluster.experts), 0);
+    for (int zone = 0; zone < cluster.zones; ++zone) Filler(pinned, rules, zone).count(counts);
+    return counts;
 }
 
 void relabel(Layout &layout, const Layout &before, const Rules &rules) {
