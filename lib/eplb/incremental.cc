@@ -3,6 +3,7 @@
 #include "base/error.hpp"
 #include "eplb/bound.hpp"
 #include "eplb/choice.hpp"
+#include "eplb/maps.hpp"
 #include "eplb/scratch.hpp"
 #include "eplb/zones.hpp"
 
@@ -42,6 +43,7 @@ public:
         if (settle_missing(now)) mended = true;
         if (mended) plan_.flags |= MOELINK_EPLB_RESULT_REPAIRED;
         plan_.start = now.slots();
+        now.assign(plan_.start);
         while (advance(now)) {
         }
         return std::move(plan_);
@@ -136,7 +138,7 @@ private:
         }
         take(trails[trail], last);
         if (trail == 2 && plan_.anew_from == 0) plan_.anew_from = plan_.options.size() - 1;
-        now.assign(plan_.slots(plan_.options.size() - 1));
+        now.assign(settle_slots());
         return chosen > 0 && (plan_.flags & MOELINK_EPLB_RESULT_DEADLINE) == 0;
     }
 
@@ -154,6 +156,18 @@ private:
             option.writes += base;
             plan_.options.push_back(option);
         }
+    }
+
+    // The last state with each expert in the slot that it will be returned in: the same that a later call will start from, bit for bit.
+    std::vector<int32_t> settle_slots() {
+        std::vector<int32_t> slots = plan_.slots(plan_.options.size() - 1);
+        std::vector<int32_t> settled(slots.size());
+        preserve_slots(input_.previous, slots, cluster_.capacity, settled);
+        for (size_t slot = 0; slot < slots.size(); ++slot) {
+            if (settled[slot] != slots[slot]) plan_.log.emplace_back(int(slot), settled[slot]);
+        }
+        plan_.options.back().writes = plan_.log.size();
+        return settled;
     }
 
     // First as many copies of each expert as a plan from scratch would make, wherever they do least harm, then moves.
