@@ -87,7 +87,8 @@ MOELINK_API moelink_status moelink_eplb_preserve(const moelink_eplb_shape *shape
 /* ---- The planner ------------------------------------------------------------------------------------------------------ */
 
 enum moelink_eplb_plan_flags {
-    /** Plan from scratch although a previous map is given; ranks are then named, and slots kept, so that fewest copies move. */
+    /** Plan from scratch although a previous map is given; ranks are then named, and slots kept, so that few copies move. Does not know
+     *  max_pair_copies. */
     MOELINK_EPLB_PLAN_F_FROM_SCRATCH = 1
 };
 
@@ -126,7 +127,7 @@ typedef struct moelink_eplb_plan_params {
 MOELINK_API void moelink_eplb_plan_params_init(moelink_eplb_plan_params *params);
 
 enum moelink_eplb_result_flags {
-    MOELINK_EPLB_RESULT_SKIPPED = 1,  /**< the gain was below min_gain: the map is the previous one */
+    MOELINK_EPLB_RESULT_SKIPPED = 1,  /**< the gain was below min_gain: the map is the previous one, with repairs only */
     MOELINK_EPLB_RESULT_DEADLINE = 2, /**< the deadline cut the search short */
     MOELINK_EPLB_RESULT_REPAIRED = 4, /**< previous lacked experts, or used slots of inactive ranks, or had two copies of an expert
                                            on a rank; mended first, whatever the caps and min_gain say */
