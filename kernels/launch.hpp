@@ -237,6 +237,15 @@ struct RouteParams {
     int32_t *shares;               // scratch [physical], in the order of table.slots
 };
 
+// Sum of two counts. Negative ones are 0, and it stays at the largest value instead of turning negative.
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+inline int64_t add_counts(int64_t a, int64_t b) {
+    if (b < 0) b = 0;
+    return a > INT64_MAX - b ? INT64_MAX : a + b;
+}
+
 // A ring of passes: pass n is row n % window.
 struct LoadRing {
     CopyTable table;    // of layer 0

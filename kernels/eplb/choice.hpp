@@ -1,4 +1,4 @@
-// What host and CUDA compute alike when they choose copies of experts and add up loads.
+// What host and CUDA compute alike when they choose copies of experts.
 #pragma once
 
 #include "launch.hpp"
@@ -76,12 +76,6 @@ MOELINK_BOTH int32_t fill_share(int64_t amount, int64_t sum, int32_t filled, int
     }
     const int64_t after = (place + filled - static_cast<int64_t>(turn % static_cast<uint64_t>(filled))) % filled;
     return static_cast<int32_t>(each - level + (after < rest ? 1 : 0));
-}
-
-// Sum of counts, which are not negative; stays at the largest value instead of turning negative.
-MOELINK_BOTH int64_t add_counts(int64_t a, int64_t b) {
-    if (b < 0) b = 0;
-    return a > INT64_MAX - b ? INT64_MAX : a + b;
 }
 
 }  // namespace moelink::kernels

@@ -1,5 +1,5 @@
 // The ring of expert loads: recording a pass, and adding up the window.
-#include "eplb/choice.hpp"
+#include "launch.hpp"
 
 #include <algorithm>
 

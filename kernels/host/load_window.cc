@@ -1,5 +1,5 @@
 // The load window on the host: the reference of eplb/load_window.cu.
-#include "eplb/choice.hpp"
+#include "launch.hpp"
 
 #include <algorithm>
 
