@@ -100,7 +100,7 @@ typedef struct moelink_eplb_plan_params {
     uint32_t flags;             /**< MOELINK_EPLB_PLAN_F_* */
     const double *load;         /**< [steps, layers, experts] tokens, or any unit; 0 or more */
     const int32_t *previous;    /**< [layers, slots] the map in use, -1 for empty slots; NULL: none, plan from scratch */
-    const double *rank_speed;   /**< [ranks] above 0; NULL: all 1 */
+    const double *rank_speed;   /**< [ranks] 1e-6 .. 1e6, read for active ranks; NULL: all 1 */
     const uint8_t *rank_active; /**< [ranks] 0: the rank is gone or going: its slots become -1 and nothing is copied from it.
                                      NULL: all active */
     const uint8_t *pinned;      /**< [layers, slots] not 0: the slot keeps what it has in previous (-1 too) unless its rank is not
@@ -140,8 +140,8 @@ typedef struct moelink_eplb_layer_result {
                                 number of slots, speeds and active ranks, not pins, groups or caps */
     double time_before;    /**< of the previous map; 0 without one, or where it lacks an expert that has load */
     double time_after;     /**< of the plan */
-    double balance_before; /**< mean rank time over time_before, both summed over steps: 1 is even; 0 where time_before is 0 for lack
-                                of a map, 1 when there is no load */
+    double balance_before; /**< time with the load spread over all speeds evenly (with equal speeds: the mean rank time) over
+                                time_before, both summed over steps: at most 1; 1 without load; 0 for lack of a map */
     double balance_after;
     double cost;           /**< distance-weighted copies */
     int32_t copies;        /**< slots that got an expert that their rank did not hold, from another rank */
@@ -156,6 +156,10 @@ typedef struct moelink_eplb_plan_result {
     uint32_t struct_size;
     uint32_t flags;                    /**< MOELINK_EPLB_RESULT_*, of any layer */
     moelink_eplb_layer_result *layers; /**< in: the caller's array of shape.layers, filled; or NULL */
+    int32_t *sources;                  /**< in: the caller's [layers, slots], filled with the slot of previous from which each slot's
+                                            weights come: itself when unchanged, one of its own rank, or of the nearest rank that
+                                            holds the expert, of equals the one that serves this rank least; -1 for empty slots, lost
+                                            experts, and without a previous map. Or NULL */
     double bound;
     double time_before;                /**< 0 when any layer's is for lack of a map */
     double time_after;
@@ -172,11 +176,10 @@ typedef struct moelink_eplb_plan_result {
     uint64_t bytes;                    /**< [bytes] copies x expert_bytes */
     uint64_t node_bytes;               /**< [bytes] node_copies x expert_bytes */
     int32_t changed_layers;            /**< layers whose map differs from the previous one; all without one */
-    int32_t largest_pair;              /**< most copies from one rank to another in a layer, with the sources that the planner chose: the
-                                            nearest rank that holds the expert, the one least used by then among equals */
+    int32_t largest_pair;              /**< most copies from one rank to another in a layer, with these sources */
 } moelink_eplb_plan_result;
 #define MOELINK_EPLB_PLAN_RESULT_INIT \
-    {(uint32_t)sizeof(moelink_eplb_plan_result), 0u, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0u, 0u, 0, 0}
+    {(uint32_t)sizeof(moelink_eplb_plan_result), 0u, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0u, 0u, 0, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_plan_result_init(moelink_eplb_plan_result *result);
 

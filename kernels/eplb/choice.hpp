@@ -11,7 +11,8 @@
 
 namespace moelink::kernels {
 
-// Times that the experts with copies are filled again, each seeing what the others did. Three come within a percent of more.
+// Times that the experts with copies are filled, each seeing what the others did. With three the balance of ranks comes to within
+// about a percent of what many more reach (lognormal loads, 8 to 64 ranks).
 inline constexpr int split_sweeps = 3;
 
 inline constexpr int64_t most_room = int64_t{1} << 40;
