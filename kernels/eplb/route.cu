@@ -1,7 +1,7 @@
 // Which copy of its expert each token takes. Round robin and hashed are one kernel. By capacity there are three: tokens are counted
 // in segments, the counts become each segment's first number and the copies' shares, and each segment numbers its tokens. All
 // of it is in the order of tokens, so the result is that of the host, whatever the number of blocks.
-#include "eplb/choice.hpp"
+#include "eplb/copies.hpp"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // The choice of copies on the host: the reference of eplb/route.cu, value for value.
-#include "eplb/choice.hpp"
+#include "eplb/copies.hpp"
 
 #include <algorithm>
 #include <vector>

@@ -104,6 +104,7 @@ void Trace::read_commas(TextReader &reader) {
         if (comma == std::string_view::npos || !is_name(step.name)) reader.fail_here("a line is NAME,LOAD,LOAD,...; a trace begins with \"{} {}\"", kind, version);
         reader.set_column(comma + 1);
         while (!reader.at_end()) step.load.push_back(reader.need_load(','));
+        reader.set_column(line.size());
         if (steps_.empty()) {
             if (step.load.size() > MOELINK_EPLB_MAX_EXPERTS) reader.fail_here("{} loads; a layer has at most {}", step.load.size(), int{MOELINK_EPLB_MAX_EXPERTS});
             experts_ = static_cast<int32_t>(step.load.size());
