@@ -206,6 +206,11 @@ struct CopyTable {
 #if defined(__CUDACC__)
     __host__ __device__
 #endif
+    int32_t copies(int32_t expert) const { return offsets[expert + 1] - offsets[expert]; }
+
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
     CopyTable layer(int64_t index) const {
         CopyTable table = *this;
         table.phy2log += index * physical;

@@ -18,10 +18,11 @@ inline constexpr int split_sweeps = 3;
 inline constexpr int64_t most_room = int64_t{1} << 40;
 
 // The copy that a token takes where nothing is counted. Source of the mixing: splitmix64's finalizer.
-MOELINK_BOTH int32_t choose_copy(const RouteParams &params, uint32_t token, uint32_t expert, uint32_t copies) {
+MOELINK_BOTH int32_t choose_copy(const RouteParams &params, uint32_t token, int32_t expert) {
+    const auto copies = static_cast<uint32_t>(params.table.copies(expert));
     if (copies == 1) return 0;
     if (params.policy == route_round_robin) return static_cast<int32_t>((static_cast<uint32_t>(params.seed) + token) % copies);
-    uint64_t x = params.seed + 0x9E3779B97F4A7C15u * ((uint64_t{expert} << 32 | token) + 1);
+    uint64_t x = params.seed + 0x9E3779B97F4A7C15u * ((static_cast<uint64_t>(expert) << 32 | token) + 1);
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
     x ^= x >> 31;
@@ -44,7 +45,7 @@ MOELINK_BOTH void write_id(const RouteParams &params, int64_t index, int32_t id)
 MOELINK_BOTH int32_t expert_at(const RouteParams &params, int64_t index) {
     const int64_t id = read_id(params, index);
     if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(params.table.logical)) return -1;
-    return params.table.offsets[id + 1] > params.table.offsets[id] ? static_cast<int32_t>(id) : -1;
+    return params.table.copies(static_cast<int32_t>(id)) > 0 ? static_cast<int32_t>(id) : -1;
 }
 
 // The slot of an expert's n-th token of the batch, by the shares of its copies.

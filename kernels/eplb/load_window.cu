@@ -21,7 +21,9 @@ __global__ void __launch_bounds__(window_threads) record_kernel(const RecordPara
     const auto thread = static_cast<int32_t>(threadIdx.x);
     for (int32_t expert = thread; expert < table.logical; expert += window_threads) {
         int64_t sum = 0;
-        for (int32_t copy = table.offsets[expert]; copy < table.offsets[expert + 1]; ++copy) sum = add_counts(sum, counts[table.slots[copy]]);
+        for (int32_t copy = table.offsets[expert]; copy < table.offsets[expert + 1]; ++copy) {
+            sum = add_counts(sum, counts[table.slots[copy]]);
+        }
         ring.logical[row * table.logical + expert] = sum;
     }
     for (int32_t rank = thread; rank < table.ranks; rank += window_threads) {

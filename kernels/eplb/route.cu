@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(choose_threads) choose_kernel(const RouteParam
         if (i < count) {
             if (const int32_t expert = expert_at(params, i); expert >= 0) {
                 const int32_t begin = params.table.offsets[expert];
-                slot = params.table.slots[begin + choose_copy(params, static_cast<uint32_t>(i / params.top_k), static_cast<uint32_t>(expert),
-                                                              static_cast<uint32_t>(params.table.offsets[expert + 1] - begin))];
+                slot = params.table.slots[begin + choose_copy(params, static_cast<uint32_t>(i / params.top_k), expert)];
             }
             write_id(params, i, slot);
         }
@@ -136,22 +135,23 @@ __global__ void __launch_bounds__(split_threads) split_kernel(const RouteParams 
         }
         params.totals[expert] = total;
         const int32_t begin = table.offsets[expert];
-        const int32_t copies = table.offsets[expert + 1] - begin;
+        const int32_t copies = table.copies(expert);
         for (int32_t copy = 0; copy < copies; ++copy) params.shares[begin + copy] = copies == 1 ? total : 0;
     }
     for (int32_t rank = thread; rank < table.ranks; rank += split_threads) levels[rank] = first_level(params.room, rank);
     __syncthreads();
     for (int32_t slot = thread; slot < table.physical; slot += split_threads) {
         const int32_t expert = table.phy2log[slot];
-        if (expert < 0 || table.offsets[expert + 1] - table.offsets[expert] != 1) continue;
-        atomicAdd(reinterpret_cast<unsigned long long *>(&levels[owners.rank_of(slot)]), static_cast<unsigned long long>(params.totals[expert]));
+        if (expert < 0 || table.copies(expert) != 1) continue;
+        atomicAdd(reinterpret_cast<unsigned long long *>(&levels[owners.rank_of(slot)]),
+                  static_cast<unsigned long long>(params.totals[expert]));
     }
     __syncthreads();
     if (thread < 32) {
         for (int sweep = 0; sweep < split_sweeps; ++sweep) {
             for (int32_t first = 0; first < table.logical; first += 32) {
                 const int32_t expert = first + thread;
-                const bool split = expert < table.logical && table.offsets[expert + 1] - table.offsets[expert] > 1 && params.totals[expert] > 0;
+                const bool split = expert < table.logical && table.copies(expert) > 1 && params.totals[expert] > 0;
                 for (unsigned left = __ballot_sync(whole_warp, split); left != 0; left &= left - 1) {
                     fill(params, owners, first + __ffs(left) - 1, sweep > 0, thread, levels);
                 }
@@ -202,7 +202,8 @@ Result route(const RouteParams &params, CUstream_st *stream) {
         choose_kernel<<<blocks, choose_threads, 0, stream>>>(params);
         return cudaGetLastError();
     }
-    const auto segments = static_cast<unsigned>(std::clamp<int64_t>((count + ids_per_segment - 1) / ids_per_segment, 1, max_route_segments));
+    const auto segments =
+        static_cast<unsigned>(std::clamp<int64_t>((count + ids_per_segment - 1) / ids_per_segment, 1, max_route_segments));
     count_kernel<<<segments, 32, 0, stream>>>(params);
     if (cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
     split_kernel<<<1, split_threads, 0, stream>>>(params, static_cast<int>(segments));

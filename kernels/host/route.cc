@@ -35,7 +35,8 @@ void fill(const RouteParams &params, const ExpertRanks &owners, int32_t expert, 
     int32_t place = 0;
     for (int32_t copy = begin; copy < end; ++copy) {
         const bool takes = below[static_cast<size_t>(copy - begin)];
-        params.shares[copy] = takes ? fill_share(amount, sum, filled, place++, level(copy), params.seed + static_cast<uint64_t>(expert)) : 0;
+        params.shares[copy] =
+            takes ? fill_share(amount, sum, filled, place++, level(copy), params.seed + static_cast<uint64_t>(expert)) : 0;
     }
     for (int32_t copy = begin; copy < end; ++copy) level(copy) += params.shares[copy];
 }
@@ -47,7 +48,7 @@ void split(const RouteParams &params) {
     for (int32_t rank = 0; rank < table.ranks; ++rank) levels[static_cast<size_t>(rank)] = first_level(params.room, rank);
     for (int32_t expert = 0; expert < table.logical; ++expert) {
         const int32_t begin = table.offsets[expert];
-        const int32_t copies = table.offsets[expert + 1] - begin;
+        const int32_t copies = table.copies(expert);
         std::fill_n(params.shares + begin, copies, 0);
         if (copies != 1) continue;
         params.shares[begin] = params.totals[expert];
@@ -55,8 +56,7 @@ void split(const RouteParams &params) {
     }
     for (int sweep = 0; sweep < split_sweeps; ++sweep) {
         for (int32_t expert = 0; expert < table.logical; ++expert) {
-            const int32_t copies = table.offsets[expert + 1] - table.offsets[expert];
-            if (copies > 1 && params.totals[expert] > 0) fill(params, owners, expert, sweep > 0, &levels);
+            if (table.copies(expert) > 1 && params.totals[expert] > 0) fill(params, owners, expert, sweep > 0, &levels);
         }
     }
 }
@@ -83,9 +83,7 @@ void route(const RouteParams &params) {
         if (expert >= 0 && params.policy == route_capacity) {
             slot = slot_by_share(params, expert, seen[expert]++);
         } else if (expert >= 0) {
-            const int32_t begin = table.offsets[expert];
-            slot = table.slots[begin + choose_copy(params, static_cast<uint32_t>(i / params.top_k), static_cast<uint32_t>(expert),
-                                                   static_cast<uint32_t>(table.offsets[expert + 1] - begin))];
+            slot = table.slots[table.offsets[expert] + choose_copy(params, static_cast<uint32_t>(i / params.top_k), expert)];
         }
         write_id(params, i, slot);
         if (slot >= 0 && params.slot_counts != nullptr) params.slot_counts[slot] += 1;

@@ -20,7 +20,8 @@ moelink_status moelink_eplb_map_query(const moelink_eplb_shape *shape, uint64_t 
     return guard("moelink_eplb_map_query", [&] { *not_null(out_bytes, "out_bytes") = DeviceMap::bytes(read_shape(shape)); });
 }
 
-moelink_status moelink_eplb_map_create(moelink_group *group, const moelink_eplb_shape *shape, const int32_t *phy2log, moelink_eplb_map **out) {
+moelink_status moelink_eplb_map_create(moelink_group *group, const moelink_eplb_shape *shape, const int32_t *phy2log,
+                                       moelink_eplb_map **out) {
     if (out != nullptr) *out = nullptr;
     return guard("moelink_eplb_map_create", [&] {
         not_null(out, "out");
@@ -30,7 +31,8 @@ moelink_status moelink_eplb_map_create(moelink_group *group, const moelink_eplb_
     });
 }
 
-moelink_status moelink_eplb_map_update(moelink_eplb_map *map, int32_t first_layer, int32_t layers, const int32_t *phy2log, moelink_stream stream) {
+moelink_status moelink_eplb_map_update(moelink_eplb_map *map, int32_t first_layer, int32_t layers, const int32_t *phy2log,
+                                       moelink_stream stream) {
     return guard("moelink_eplb_map_update", [&] { not_null(map, "map")->object->update(first_layer, layers, phy2log, stream); });
 }
 
@@ -67,11 +69,13 @@ moelink_status moelink_eplb_load_record(moelink_eplb_load *load, int32_t model, 
     return guard("moelink_eplb_load_record", [&] { not_null(load, "load")->object.record(model, counts, flags, stream); });
 }
 
-moelink_status moelink_eplb_load_read(moelink_eplb_load *load, int32_t model, int32_t steps, moelink_stream stream, moelink_eplb_load_report *out) {
+moelink_status moelink_eplb_load_read(moelink_eplb_load *load, int32_t model, int32_t steps, moelink_stream stream,
+                                      moelink_eplb_load_report *out) {
     return guard("moelink_eplb_load_read", [&] { not_null(load, "load")->object.read(model, steps, stream, out); });
 }
 
-moelink_status moelink_eplb_load_reduce(moelink_eplb_load *load, int32_t model, int32_t steps, moelink_stream stream, moelink_eplb_load_report *out) {
+moelink_status moelink_eplb_load_reduce(moelink_eplb_load *load, int32_t model, int32_t steps, moelink_stream stream,
+                                        moelink_eplb_load_report *out) {
     return guard("moelink_eplb_load_reduce", [&] { not_null(load, "load")->object.reduce(model, steps, stream, out); });
 }
 

@@ -89,8 +89,8 @@ DeviceMap::Tables DeviceMap::make_tables(int32_t first_layer, int32_t layers, co
 
 void DeviceMap::update(int32_t first_layer, int32_t layers, const int32_t *phy2log, moelink_stream stream) {
     if (first_layer < 0 || layers < 1 || layers > shape_.layers - first_layer) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "layers {} .. {} are not all of the map's 0 .. {}", first_layer, int64_t{first_layer} + layers - 1,
-             shape_.layers - 1);
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "layers {} .. {} are not all of the map's 0 .. {}", first_layer,
+             int64_t{first_layer} + layers - 1, shape_.layers - 1);
     }
     if (phy2log == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "phy2log is NULL");
     if (device_.capturing(stream)) fail(MOELINK_ERR_INVALID_STATE, "the stream is being captured; a map is updated outside of graphs");
@@ -115,14 +115,16 @@ void DeviceMap::route(const moelink_eplb_route_args *given, moelink_stream strea
     if (args.num_tokens < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {}", args.num_tokens);
     if (args.top_k < 1) fail(MOELINK_ERR_INVALID_ARGUMENT, "top_k is {}, must be 1 or more", args.top_k);
     if (int64_t{args.num_tokens} * args.top_k > INT32_MAX) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} tokens with {} ids each are 2^31 ids or more; make several calls", args.num_tokens, args.top_k);
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} tokens with {} ids each are 2^31 ids or more; make several calls", args.num_tokens,
+             args.top_k);
     }
     if (args.ids_dtype != MOELINK_DTYPE_I32 && args.ids_dtype != MOELINK_DTYPE_I64) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "ids_dtype is {}, must be MOELINK_DTYPE_I32 or MOELINK_DTYPE_I64", args.ids_dtype);
     }
     if (args.num_tokens == 0) return;
     if (args.logical_ids == nullptr || args.physical_ids == nullptr) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL with {} tokens", args.logical_ids == nullptr ? "logical_ids" : "physical_ids", args.num_tokens);
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL with {} tokens", args.logical_ids == nullptr ? "logical_ids" : "physical_ids",
+             args.num_tokens);
     }
     const Layout layout(shape_);
     kernels::RouteParams params{};

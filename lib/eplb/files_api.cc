@@ -18,8 +18,8 @@ moelink_status moelink_eplb_plan_load(const char *path, moelink_eplb_shape *out_
         check_output(out_shape, "out_shape");
         const PlanFile plan = load_plan(path);
         if (out_phy2log != nullptr && capacity < plan.phy2log.size()) {
-            fail(MOELINK_ERR_TOO_SMALL, "{} holds {} layers of {} slots, {} elements; capacity is {}", path, plan.shape.layers, plan.shape.slots,
-                 plan.phy2log.size(), capacity);
+            fail(MOELINK_ERR_TOO_SMALL, "{} holds {} layers of {} slots, {} elements; capacity is {}", path, plan.shape.layers,
+                 plan.shape.slots, plan.phy2log.size(), capacity);
         }
         moelink_eplb_shape shape = MOELINK_EPLB_SHAPE_INIT;
         shape.layers = plan.shape.layers;

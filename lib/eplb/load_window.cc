@@ -25,19 +25,23 @@ struct Layout {
             __builtin_mul_overflow(rows, static_cast<uint64_t>(shape.ranks), &counts) ||
             __builtin_add_overflow(ranks, logical, &ranks) || __builtin_add_overflow(counts, ranks, &counts) ||
             __builtin_add_overflow(counts, shape.all_slots(), &end) || end > UINT64_MAX / sizeof(int64_t)) {
-            fail(MOELINK_ERR_OUT_OF_MEMORY, "a window of {} passes of {} layers with {} experts does not fit 64-bit sizes", window, shape.layers,
-                 shape.experts);
+            fail(MOELINK_ERR_OUT_OF_MEMORY, "a window of {} passes of {} layers with {} experts does not fit 64-bit sizes", window,
+                 shape.layers, shape.experts);
         }
     }
 };
 
 uint64_t sums_of(const Shape &shape, int32_t steps) {
-    return static_cast<uint64_t>(shape.layers) * (static_cast<uint64_t>(steps) * static_cast<uint64_t>(shape.experts) + static_cast<uint64_t>(shape.ranks)) + 1;
+    return static_cast<uint64_t>(shape.layers) *
+               (static_cast<uint64_t>(steps) * static_cast<uint64_t>(shape.experts) + static_cast<uint64_t>(shape.ranks)) +
+           1;
 }
 
 }  // namespace
 
-LoadWindow::LoadWindow(Ref<Group> group, int32_t window) : group_(std::move(group)), device_(*group_), window_(window) { check_window(window); }
+LoadWindow::LoadWindow(Ref<Group> group, int32_t window) : group_(std::move(group)), device_(*group_), window_(window) {
+    check_window(window);
+}
 
 void LoadWindow::check_window(int32_t window) {
     if (window < 1 || window > largest_window) {
@@ -76,7 +80,8 @@ LoadWindow::Model &LoadWindow::find(int32_t model) {
 kernels::LoadRing LoadWindow::ring(const Model &model) const {
     const Layout layout(model.map->shape(), window_);
     auto *base = model.memory.as<int64_t>();
-    return {model.map->table(), model.map->shape().layers, window_, model.memory.as<uint64_t>(), base + layout.logical, base + layout.ranks};
+    return {model.map->table(),          model.map->shape().layers, window_,
+            model.memory.as<uint64_t>(), base + layout.logical,     base + layout.ranks};
 }
 
 void LoadWindow::record(int32_t index, int64_t *counts, uint32_t flags, moelink_stream stream) {
@@ -91,8 +96,12 @@ void LoadWindow::record(int32_t index, int64_t *counts, uint32_t flags, moelink_
     if (!device_.on_cuda()) return kernels::host::record_load(params);
     DeviceGuard guard(device_);
     if ((flags & MOELINK_EPLB_LOAD_F_HOST_COUNTS) != 0) {
-        if (params.clear != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "counts on the host cannot be cleared from a stream; clear them yourself");
-        if (device_.capturing(stream)) fail(MOELINK_ERR_INVALID_STATE, "the stream is being captured; counts on the host cannot be recorded in a graph");
+        if (params.clear != 0) {
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "counts on the host cannot be cleared from a stream; clear them yourself");
+        }
+        if (device_.capturing(stream)) {
+            fail(MOELINK_ERR_INVALID_STATE, "the stream is being captured; counts on the host cannot be recorded in a graph");
+        }
         params.counts = model.memory.as<int64_t>() + Layout(model.map->shape(), window_).counts;
         device_.write_async(params.counts, counts, model.map->shape().all_slots() * sizeof(int64_t), stream);
     }
@@ -178,7 +187,8 @@ void LoadWindow::reduce(int32_t index, int32_t steps, moelink_stream stream, moe
         static constexpr const char *names[] = {"model", "steps", "layers", "experts", "slots", "ranks of the map"};
         for (size_t i = 0; i < std::size(names); ++i) {
             if (shapes[rank][i] == shapes[0][i]) continue;
-            throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("{}: rank 0 has {} and rank {} has {}", names[i], shapes[0][i], rank, shapes[rank][i]));
+            throw Refusal(MOELINK_ERR_MISMATCH,
+                          fmt::format("{}: rank 0 has {} and rank {} has {}", names[i], shapes[0][i], rank, shapes[rank][i]));
         }
     }
     // All but the number of passes, which is this rank's own.

@@ -94,7 +94,9 @@ int64_t TextReader::need_integer(const char *name, int64_t least, int64_t most) 
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
     if (word.empty()) fail_here("the line ends where {} should stand", name);
     if (error == std::errc::invalid_argument || end != word.data() + word.size()) fail_here("\"{}\" is no {}", shown(word), name);
-    if (error != std::errc{} || value < least || value > most) fail_here("{} is no {}; it must be in {} .. {}", shown(word), name, least, most);
+    if (error != std::errc{} || value < least || value > most) {
+        fail_here("{} is no {}; it must be in {} .. {}", shown(word), name, least, most);
+    }
     column_ += word.size() + 1;
     return value;
 }
@@ -135,7 +137,9 @@ void TextReader::need_checksum() {
     const std::string expected = checksum(std::string_view(text_).substr(0, line_begin_));
     need_word("checksum");
     const std::string_view found = take(' ');
-    if (found != expected) fail_here("the checksum is \"{}\", and of what stands here it is {}: the file was changed or damaged", shown(found), expected);
+    if (found != expected) {
+        fail_here("the checksum is \"{}\", and of what stands here it is {}: the file was changed or damaged", shown(found), expected);
+    }
     column_ += found.size() + 1;
     need_end();
     if (next_line()) fail_here("\"{}\" behind the checksum", shown(line_));

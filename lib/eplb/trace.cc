@@ -37,13 +37,14 @@ Trace::Trace(const char *path) {
 
 void Trace::append(std::string_view name, const double *load) {
     if (!is_name(name) || (!name.empty() && name.back() == ' ')) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "a step's name is one line of at most {} bytes without control characters and without a blank at the end", longest_name);
+        fail(MOELINK_ERR_INVALID_ARGUMENT,
+             "a step's name is one line of at most {} bytes without control characters and without a blank at the end", longest_name);
     }
     const auto count = static_cast<size_t>(layers_) * static_cast<size_t>(experts_);
     for (size_t i = 0; i < count; ++i) {
         if (!(load[i] >= 0) || std::isinf(load[i])) {
-            fail(MOELINK_ERR_INVALID_ARGUMENT, "the load of layer {}, expert {} is {}; it must be finite and 0 or more", i / static_cast<size_t>(experts_),
-                 i % static_cast<size_t>(experts_), load[i]);
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "the load of layer {}, expert {} is {}; it must be finite and 0 or more",
+                 i / static_cast<size_t>(experts_), i % static_cast<size_t>(experts_), load[i]);
         }
     }
     steps_.push_back({std::string(name), std::vector<double>(load, load + count)});
@@ -101,12 +102,16 @@ void Trace::read_commas(TextReader &reader) {
         const size_t comma = line.find(',');
         Step step;
         step.name = line.substr(0, comma);
-        if (comma == std::string_view::npos || !is_name(step.name)) reader.fail_here("a line is NAME,LOAD,LOAD,...; a trace begins with \"{} {}\"", kind, version);
+        if (comma == std::string_view::npos || !is_name(step.name)) {
+            reader.fail_here("a line is NAME,LOAD,LOAD,...; a trace begins with \"{} {}\"", kind, version);
+        }
         reader.set_column(comma + 1);
         while (!reader.at_end()) step.load.push_back(reader.need_load(','));
         reader.set_column(line.size());
         if (steps_.empty()) {
-            if (step.load.size() > MOELINK_EPLB_MAX_EXPERTS) reader.fail_here("{} loads; a layer has at most {}", step.load.size(), int{MOELINK_EPLB_MAX_EXPERTS});
+            if (step.load.size() > MOELINK_EPLB_MAX_EXPERTS) {
+                reader.fail_here("{} loads; a layer has at most {}", step.load.size(), int{MOELINK_EPLB_MAX_EXPERTS});
+            }
             experts_ = static_cast<int32_t>(step.load.size());
         } else if (step.load.size() != static_cast<size_t>(experts_)) {
             reader.fail_here("{} loads, and the first line has {}", step.load.size(), experts_);

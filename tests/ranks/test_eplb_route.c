@@ -82,7 +82,8 @@ static int used_tokens(const struct scene *scene) {
 }
 
 /* Runs the scene's call; ids [num_tokens, top_k] and counts [slots] are results. The counters begin at 7. */
-static void call_route(rank_context *ctx, moelink_eplb_map *map, const struct scene *scene, moelink_stream stream, int64_t *out_ids, int64_t *out_counts) {
+static void call_route(rank_context *ctx, moelink_eplb_map *map, const struct scene *scene, moelink_stream stream, int64_t *out_ids,
+                       int64_t *out_counts) {
     const uint64_t id_bytes = scene->args.ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4;
     const uint64_t ids = (uint64_t)scene->args.num_tokens * (uint64_t)scene->args.top_k;
     const uint64_t slots = (uint64_t)scene->shape.slots;
@@ -238,8 +239,9 @@ static void random_scenes(rank_context *ctx) {
     for (int i = 0; i < scenes; ++i) {
         uint64_t seed = test_number("MOELINK_TEST_SEED", 1) + (uint64_t)i;
         random_scene(seed, &scene);
-        rank_scene(ctx, "seed %llu: policy %d, %d experts in %d slots of %d ranks, %d tokens x %d, bound %d", (unsigned long long)seed, scene.args.policy,
-                   scene.shape.experts, scene.shape.slots, scene.shape.ranks, scene.args.num_tokens, scene.args.top_k, scene.bound);
+        rank_scene(ctx, "seed %llu: policy %d, %d experts in %d slots of %d ranks, %d tokens x %d, bound %d", (unsigned long long)seed,
+                   scene.args.policy, scene.shape.experts, scene.shape.slots, scene.shape.ranks, scene.args.num_tokens, scene.args.top_k,
+                   scene.bound);
         moelink_eplb_map *map = NULL;
         RANK_OK(ctx, moelink_eplb_map_create(ctx->group, &scene.shape, scene.phy2log, &map));
         call_route(ctx, map, &scene, stream, got, counts);
@@ -409,6 +411,7 @@ static void refusals(rank_context *ctx) {
     args.num_tokens = 0;
     RANK_OK(ctx, moelink_eplb_route(map, &args, NULL));
     RANK_STATUS(ctx, moelink_eplb_route(NULL, &good, NULL), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_STATUS(ctx, moelink_eplb_map_update(NULL, 0, 1, phy2log, NULL), MOELINK_ERR_INVALID_ARGUMENT);
     RANK_STATUS(ctx, moelink_eplb_route(map, NULL, NULL), MOELINK_ERR_INVALID_ARGUMENT);
     for (int i = 0; i < 4; ++i) RANK_EQUAL(ctx, out[i], 9);
     moelink_eplb_map_destroy(map);
@@ -470,6 +473,45 @@ static void near_the_best(rank_context *ctx) {
     moelink_eplb_map_destroy(map);
 }
 
+/* Even over copies for tokens of any stride, and different for another seed or expert. */
+static void hashes(rank_context *ctx) {
+    enum { TOKENS = 8000, COPIES = 4 };
+    static const int32_t phy2log[] = {0, 1, 1, 0, 0, 1, 1, 0};
+    static int32_t ids[2][TOKENS], first[TOKENS];
+    moelink_eplb_shape shape = MOELINK_EPLB_SHAPE_INIT;
+    shape.experts = 2;
+    shape.slots = 8;
+    shape.ranks = 4;
+    moelink_eplb_map *map = NULL;
+    RANK_OK(ctx, moelink_eplb_map_create(ctx->group, &shape, phy2log, &map));
+    for (int seed = 0; seed < 3; ++seed) {
+        for (int expert = 0; expert < 2; ++expert) {
+            int64_t counts[8] = {0};
+            for (int i = 0; i < TOKENS; ++i) ids[expert][i] = i % 4 == 0 ? expert : -1;
+            moelink_eplb_route_args args = MOELINK_EPLB_ROUTE_ARGS_INIT;
+            args.num_tokens = TOKENS;
+            args.top_k = 1;
+            args.seed = (uint64_t)seed;
+            args.logical_ids = args.physical_ids = ids[expert];
+            args.slot_counts = counts;
+            RANK_OK(ctx, moelink_eplb_route(map, &args, NULL));
+            for (int slot = 0; slot < 8; ++slot) {
+                int64_t share = phy2log[slot] == expert ? TOKENS / 4 / COPIES : 0;
+                RANK_CHECK(ctx, counts[slot] >= share * 8 / 10 && counts[slot] <= share * 12 / 10);
+            }
+        }
+        int as_before = 0, alike = 0;
+        for (int i = 0; i < TOKENS; i += 4) {
+            as_before += ids[0][i] == first[i];
+            alike += ids[0][i] / 2 == ids[1][i] / 2; /* both experts have a copy on every rank */
+            first[i] = ids[0][i];
+        }
+        RANK_CHECK(ctx, seed == 0 || as_before < TOKENS / 4 * 4 / 10);
+        RANK_CHECK(ctx, alike < TOKENS / 4 * 4 / 10);
+    }
+    moelink_eplb_map_destroy(map);
+}
+
 static void run(rank_function function, const char *name) {
     rank_options options = plan_options(TEST_DEVICE, name, 1, 0);
     PLAN_RUN(&options, function);
@@ -497,6 +539,12 @@ static void test_refusals(void **state) {
     PLAN_RUN(&options, refusals);
 }
 
+static void test_hashes(void **state) {
+    (void)state;
+    rank_options options = plan_options(MOELINK_DEVICE_HOST, "hashes", 1, 0);
+    PLAN_RUN(&options, hashes);
+}
+
 static void test_near_the_best(void **state) {
     (void)state;
     rank_options options = plan_options(MOELINK_DEVICE_HOST, "splits", 1, 0);
@@ -507,8 +555,8 @@ int main(void) {
     int skipped = device_skip_main(TEST_DEVICE, 1);
     if (skipped != 0) return skipped;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_scenes), cmocka_unit_test(test_updates),       cmocka_unit_test(test_graphs),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_near_the_best),
+        cmocka_unit_test(test_random_scenes), cmocka_unit_test(test_updates), cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_hashes),  cmocka_unit_test(test_near_the_best),
     };
     return cmocka_run_group_tests_name("routes", tests, NULL, NULL);
 }

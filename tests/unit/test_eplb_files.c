@@ -70,8 +70,9 @@ static void test_plan(void **state) {
     assert_memory_equal(map, plan, sizeof(plan));
     char text[1024];
     read_bytes(text, sizeof(text));
-    static const char expected[] = "moelink-eplb-plan 1\nlayers 2\nexperts 4\nslots 6\nranks 2\nnodes 2\ngroups 4\nmap 0 1 2 3 0 -1\nmap 3 3 2 1 0 0\n"
-                                   "checksum ";
+    static const char expected[] =
+        "moelink-eplb-plan 1\nlayers 2\nexperts 4\nslots 6\nranks 2\nnodes 2\ngroups 4\nmap 0 1 2 3 0 -1\nmap 3 3 2 1 0 0\n"
+        "checksum ";
     assert_memory_equal(text, expected, sizeof(expected) - 1);
     assert_int_equal(strlen(text), sizeof(expected) - 1 + 33);
 
@@ -127,8 +128,8 @@ static moelink_status load_any(void) {
 }
 
 /* Replaces the first `from` of a good file by `to` and expects the error at line:column, with the part of a text. */
-static void expect_damage(moelink_status (*load)(void), const char *good, const char *from, const char *to, moelink_status status, const char *place,
-                          const char *part) {
+static void expect_damage(moelink_status (*load)(void), const char *good, const char *from, const char *to, moelink_status status,
+                          const char *place, const char *part) {
     char text[2048];
     const char *at = strstr(good, from);
     assert_non_null(at);

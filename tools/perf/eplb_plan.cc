@@ -69,8 +69,8 @@ public:
         params.max_pair_copies = options_.max_pair_copies;
         params.deadline_ns = static_cast<uint64_t>(options_.deadline_ms * 1e6);
         Planned planned = empty();
-        planned.ms = median_ms(options_.repeat,
-                               [&] { must(moelink_eplb_plan(&shape_, &params, planned.map.data(), &planned.result), "moelink_eplb_plan"); });
+        planned.ms = median_ms(
+            options_.repeat, [&] { must(moelink_eplb_plan(&shape_, &params, planned.map.data(), &planned.result), "moelink_eplb_plan"); });
         return planned;
     }
 
@@ -118,8 +118,9 @@ Map read_plan(const std::string &path, const moelink_eplb_shape &shape) {
     moelink_eplb_shape found = MOELINK_EPLB_SHAPE_INIT;
     must(moelink_eplb_plan_load(path.c_str(), &found, nullptr, 0), "moelink_eplb_plan_load");
     if (found.layers != shape.layers || found.experts != shape.experts || found.slots != shape.slots) {
-        throw std::invalid_argument(fmt::format("{} is a plan of {} layers, {} experts and {} slots; the loads and --slots make {}, {} and {}", path,
-                                                found.layers, found.experts, found.slots, shape.layers, shape.experts, shape.slots));
+        throw std::invalid_argument(
+            fmt::format("{} is a plan of {} layers, {} experts and {} slots; the loads and --slots make {}, {} and {}", path, found.layers,
+                        found.experts, found.slots, shape.layers, shape.experts, shape.slots));
     }
     Map map(static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.slots));
     must(moelink_eplb_plan_load(path.c_str(), &found, map.data(), map.size()), "moelink_eplb_plan_load");
@@ -163,8 +164,8 @@ std::string cell_of(const nlohmann::json &value) { return value.is_null() ? "-" 
 constexpr const char *heads = "{:<20} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9}   {:>7} {:>7} {:>7} {:>9}\n";
 
 void print_head(const moelink_eplb_shape &shape, const EplbPlanOptions &options) {
-    fmt::print("MoELink {}\n{} layers of {} experts in {} slots on {} ranks", moelink_version_string(), shape.layers, shape.experts, shape.slots,
-               shape.ranks);
+    fmt::print("MoELink {}\n{} layers of {} experts in {} slots on {} ranks", moelink_version_string(), shape.layers, shape.experts,
+               shape.slots, shape.ranks);
     if (shape.nodes > 1) {
         fmt::print(", {} nodes, {} groups", shape.nodes, shape.groups);
     }

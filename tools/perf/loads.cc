@@ -22,7 +22,8 @@ LoadTrace read_loads(const std::string &path) {
         const char *name = "";
         const double *loads = nullptr;
         moelink_eplb_trace_step(handle, step, &name, &loads);
-        trace.steps.push_back({name, std::vector<double>(loads, loads + static_cast<size_t>(trace.layers) * static_cast<size_t>(trace.experts))});
+        trace.steps.push_back(
+            {name, std::vector<double>(loads, loads + static_cast<size_t>(trace.layers) * static_cast<size_t>(trace.experts))});
     }
     if (steps == 0) {
         throw std::runtime_error(fmt::format("{}: holds no step", path));
