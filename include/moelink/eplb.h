@@ -110,7 +110,7 @@ typedef struct moelink_eplb_plan_params {
     double node_distance;       /**< 1 or more; see distance. Default 4 */
     double target;              /**< 1 or more: a layer is good enough when its time is at most target x its bound. Default 1.01 */
     double move_cost;           /**< what moving must buy: a copy of cost 1 that lowers the layer's time by less than this
-                                     fraction of its mean rank time is not made. Default 0 */
+                                     fraction of its mean rank time is not made. Default 0.0001 */
     double min_gain;            /**< the map stays as it is when the plan would lower the time, summed over layers, by less than
                                      this fraction. Default 0 */
     uint64_t expert_bytes;      /**< [bytes] of one expert's weights in one layer; 0: bytes are not counted */
@@ -122,7 +122,7 @@ typedef struct moelink_eplb_plan_params {
                                      says so. A plan cut short depends on the machine: compute it on one rank and broadcast. 0: none */
 } moelink_eplb_plan_params;
 #define MOELINK_EPLB_PLAN_PARAMS_INIT \
-    {(uint32_t)sizeof(moelink_eplb_plan_params), 0u, 0, 0, 0, 0, 0, 0, 4.0, 1.01, 0.0, 0.0, 0u, 0u, 0, 0, 1, 0u}
+    {(uint32_t)sizeof(moelink_eplb_plan_params), 0u, 0, 0, 0, 0, 0, 0, 4.0, 1.01, 1e-4, 0.0, 0u, 0u, 0, 0, 1, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_plan_params_init(moelink_eplb_plan_params *params);
 

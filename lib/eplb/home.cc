@@ -11,15 +11,24 @@ double Home::distance(int from, int to) const {
     return cluster.distance.empty() ? 1.0 : cluster.distance[size_t(from) * size_t(cluster.ranks) + size_t(to)];
 }
 
-double Home::cost(int expert, int rank) const {
-    if (layout_ == nullptr || layout_->held(rank, expert)) return 0;
+double Home::nearest(int expert, int rank) const {
+    if (layout_->count(expert) == 0) return 1;
     const Cluster &cluster = layout_->cluster();
-    if (cluster.distance.empty() || layout_->count(expert) == 0) return 1;
-    double nearest = distance(cluster.rank_of(layout_->first(expert)), rank);
+    double least = distance(cluster.rank_of(layout_->first(expert)), rank);
     for (int slot = layout_->first(expert); slot >= 0; slot = layout_->next(slot)) {
-        nearest = std::min(nearest, distance(cluster.rank_of(slot), rank));
+        least = std::min(least, distance(cluster.rank_of(slot), rank));
     }
-    return nearest;
+    return least;
+}
+
+double Home::least_cost(int rank) const {
+    if (layout_ == nullptr) return 0;
+    if (layout_->cluster().distance.empty()) return 1;
+    double least = 1;
+    for (int from = 0; from < layout_->cluster().ranks; ++from) {
+        if (from != rank) least = std::min(least, distance(from, rank));
+    }
+    return least;
 }
 
 // One more expert gets a source; where all of its sources are used up, one of their experts looks for another (an augmenting path

@@ -25,6 +25,32 @@ std::vector<int> hot_ranks(const Layout &layout, const Search &search) {
     return ranks;
 }
 
+// Two moves that help together where neither helps alone: one takes load off the rank, and the next takes it off where it went.
+Move relieve_by_two(const Layout &layout, Search &search, int rank) {
+    const Cluster &cluster = layout.cluster();
+    double least_gain = 1e-9 * search.excess(rank);
+    Move best;
+    for (const Move &first : search.shift(rank)) {
+        if (cluster.late()) break;
+        Layout between = layout;
+        for (int i = 0; i < first.count; ++i) between.set(first.writes[size_t(i)].first, first.writes[size_t(i)].second);
+        between.refresh();
+        Search next(between, search);
+        int hot = 0;
+        for (int other = 1; other < cluster.ranks; ++other) {
+            if (next.excess(other) > next.excess(hot)) hot = other;
+        }
+        Move second = next.relieve(hot);
+        Move both = first;
+        both.gain += second.gain;
+        both.cost += second.cost;
+        for (int i = 0; i < second.count; ++i) both.writes[size_t(both.count++)] = second.writes[size_t(i)];
+        bool better = best.count == 0 || both.gain * std::max(best.cost, 1.0) > best.gain * std::max(both.cost, 1.0);
+        if (both.gain > least_gain && better) best = both;
+    }
+    return best;
+}
+
 }  // namespace
 
 int64_t count_crossing(const Layout &layout, const Home &home) {
@@ -59,6 +85,11 @@ Trail improve(Layout &layout, const Home &home, const Rules &rules, std::span<co
             }
             move = search.relieve(rank);
             if (move.count > 0) break;
+        }
+        // Where nothing is anywhere yet, a layout is good enough without.
+        if (move.count == 0 && !home.free()) {
+            std::vector<int> hot = hot_ranks(layout, search);
+            if (!hot.empty()) move = relieve_by_two(layout, search, hot.front());
         }
         if (move.count == 0) break;
         for (int i = 0; i < move.count; ++i) {

@@ -23,7 +23,7 @@ public:
         for (double bound : bounds) {
             goals_.push_back(bound * input.target);
             // Copies are free from scratch, so that a plan made so should leave little to do.
-            fine_goals_.push_back(bound * (1 + (input.target - 1) / 4));
+            fine_goals_.push_back(bound * (1 + (input.target - 1) / 2));
         }
         rules_.origin = &origin_;
         rules_.fixed = input.fixed;
@@ -110,43 +110,106 @@ private:
     // Searches from `now` and takes the best bargain; false when there is none. Going on until then makes a second plan for the same
     // loads find nothing to do.
     bool advance(Layout &now) {
-        Layout home_layout = now;
-        Home home(&home_layout);
-        Trail trail = improve(now, plan_.options.empty() ? origin_ : home, rules_, goals_);
-        if (trail.late) plan_.flags |= MOELINK_EPLB_RESULT_DEADLINE;
-        size_t last = trail.options.size() - 1;
-        if (trail.options[last].peak > bound_ * input_.target && !cluster_.late()) add_relabelled(now, home_layout, trail);
+        const Layout start = now;
+        Home here(&start);
+        const Home &home = plan_.options.empty() ? origin_ : here;
+        std::vector<Trail> trails;
+        trails.push_back(improve(now, home, rules_, goals_));
+        if (!good(trails)) trails.push_back(recount(start, home));
+        if (!good(trails)) trails.push_back(relabelled(start, home));
 
-        double mean = mean_time();
-        size_t chosen = choose(trail.options, input_.move_cost * mean);
-        // States that the choice passed over stay: a budget may stop there.
+        // The first trail's options, then the others' without their starts.
+        std::vector<Option> options;
+        std::vector<std::pair<size_t, size_t>> places;
+        for (size_t trail = 0; trail < trails.size(); ++trail) {
+            if (trails[trail].late) plan_.flags |= MOELINK_EPLB_RESULT_DEADLINE;
+            for (size_t i = trail == 0 ? 0 : 1; i < trails[trail].options.size(); ++i) {
+                options.push_back(trails[trail].options[i]);
+                places.emplace_back(trail, i);
+            }
+        }
+        size_t chosen = choose(options, input_.move_cost * mean_time());
+        auto [trail, last] = places[chosen];
+        if (trail == 2) {
+            rules_.zone = anew_zone_;
+            plan_.flags |= MOELINK_EPLB_RESULT_ANEW;
+        }
+        take(trails[trail], last);
+        if (trail == 2 && plan_.anew_from == 0) plan_.anew_from = plan_.options.size() - 1;
+        now.assign(plan_.slots(plan_.options.size() - 1));
+        return chosen > 0 && (plan_.flags & MOELINK_EPLB_RESULT_DEADLINE) == 0;
+    }
+
+    // Whether a trail has come to the target, or there is no time for more.
+    bool good(const std::vector<Trail> &trails) const {
+        return trails.back().options.back().peak <= bound_ * input_.target || trails.back().late || cluster_.late();
+    }
+
+    // A trail's states up to the chosen one. Those that the choice passed over stay: a budget may stop there.
+    void take(const Trail &trail, size_t last) {
         size_t base = plan_.log.size();
-        plan_.log.insert(plan_.log.end(), trail.log.begin(), trail.log.begin() + ptrdiff_t(trail.options[chosen].writes));
-        for (size_t i = plan_.options.empty() ? 0 : 1; i <= chosen; ++i) {
+        plan_.log.insert(plan_.log.end(), trail.log.begin(), trail.log.begin() + ptrdiff_t(trail.options[last].writes));
+        for (size_t i = plan_.options.empty() ? 0 : 1; i <= last; ++i) {
             Option option = trail.options[i];
             option.writes += base;
             plan_.options.push_back(option);
         }
-        if (chosen > last) {
-            plan_.flags |= MOELINK_EPLB_RESULT_ANEW;
-            if (plan_.anew_from == 0) plan_.anew_from = plan_.options.size() - 1;
-        }
-        now.assign(plan_.slots(plan_.options.size() - 1));
-        return chosen > 0 && !trail.late;
     }
 
-    // One more state: a plan from scratch, its ranks relabelled.
-    void add_relabelled(const Layout &now, const Layout &home_layout, Trail &trail) {
-        if (anew_.empty()) anew_ = scratch(fresh_rules()).slots();
+    // First as many copies of each expert as a plan from scratch would make, wherever they do least harm, then moves.
+    Trail recount(const Layout &start, const Home &home) {
+        Trail trail;
+        trail.options.push_back({0, start.peak(), count_cost(start, home), count_crossing(start, origin_)});
+        Layout now = start;
+        std::vector<int> counts = scratch_counts(start, rules_);
+        for (;;) {
+            int neediest = -1;
+            double most = 0;
+            for (int expert = 0; expert < cluster_.experts; ++expert) {
+                double share = std::accumulate(now.share(expert), now.share(expert) + cluster_.steps, 0.0);
+                if (now.count(expert) < counts[size_t(expert)] && share > most) {
+                    neediest = expert;
+                    most = share;
+                }
+            }
+            if (neediest < 0 || cluster_.late()) break;
+            Move move = Search(now, home, rules_, goals_).settle(neediest, &counts);
+            if (move.count == 0) {
+                counts[size_t(neediest)] = now.count(neediest);
+                continue;
+            }
+            now.set(move.writes[0].first, move.writes[0].second);
+            now.refresh();
+            trail.log.push_back(move.writes[0]);
+        }
+        size_t settled = trail.log.size();
+        Trail rest = improve(now, home, rules_, goals_);
+        trail.late = rest.late;
+        trail.log.insert(trail.log.end(), rest.log.begin(), rest.log.end());
+        for (Option option : rest.options) {
+            option.writes += settled;
+            trail.options.push_back(option);
+        }
+        return trail;
+    }
+
+    // The plan from scratch, its ranks relabelled.
+    Trail relabelled(const Layout &start, const Home &home) {
+        if (anew_.empty()) {
+            Rules rules = fresh_rules();
+            anew_ = scratch(rules).slots();
+            anew_zone_ = rules.zone;
+        }
+        Trail trail;
+        trail.options.push_back({0, start.peak(), count_cost(start, home), count_crossing(start, origin_)});
         Layout fresh(cluster_, input_.load);
         fresh.assign(anew_);
-        if (!pairs_allow(fresh)) return;
+        if (!pairs_allow(fresh)) return trail;
         for (int slot = 0; slot < cluster_.slots(); ++slot) {
-            if (now.slots()[size_t(slot)] != anew_[size_t(slot)]) trail.log.emplace_back(slot, anew_[size_t(slot)]);
+            if (start.slots()[size_t(slot)] != anew_[size_t(slot)]) trail.log.emplace_back(slot, anew_[size_t(slot)]);
         }
-        Home home(&home_layout);
-        const Home &from = plan_.options.empty() ? origin_ : home;
-        trail.options.push_back({trail.log.size(), fresh.peak(), count_cost(fresh, from), count_crossing(fresh, origin_)});
+        trail.options.push_back({trail.log.size(), fresh.peak(), count_cost(fresh, home), count_crossing(fresh, origin_)});
+        return trail;
     }
 
     bool pairs_allow(const Layout &layout) const {
@@ -174,7 +237,8 @@ private:
     Rules rules_;
     double bound_ = 0;
     std::vector<double> goals_, fine_goals_;
-    std::vector<int32_t> anew_;
+    std::vector<int32_t> anew_;  // the plan from scratch, once there is one
+    std::vector<int> anew_zone_;
     LayerPlan plan_;
 };
 

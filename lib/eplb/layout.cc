@@ -14,7 +14,8 @@ Layout::Layout(const Cluster &cluster, std::span<const double> load)
       first_(size_t(cluster.experts), -1),
       next_(size_t(cluster.slots()), -1),
       share_(load.begin(), load.end()),
-      time_(size_t(cluster.ranks) * steps_, 0.0) {}
+      time_(size_t(cluster.ranks) * steps_, 0.0),
+      stale_ranks_(size_t(cluster.ranks), 0) {}
 
 void Layout::set(int slot, int32_t expert) {
     int32_t old = slots_[size_t(slot)];
@@ -26,6 +27,9 @@ void Layout::set(int slot, int32_t expert) {
         while (*link != slot) link = &next_[size_t(*link)];
         *link = next_[size_t(slot)];
     }
+    stale_ranks_[rank] = 1;
+    if (old >= 0) stale_experts_.push_back(old);
+    if (expert >= 0) stale_experts_.push_back(expert);
     slots_[size_t(slot)] = expert;
     if (expert >= 0) {
         ++counts_[size_t(expert)];
@@ -41,13 +45,20 @@ void Layout::assign(const std::vector<int32_t> &slots) {
     refresh();
 }
 
-// All anew each time, so that no rounding adds up over many moves.
+// Times are summed anew for each rank that changed, so that no rounding adds up over many moves.
 void Layout::refresh() {
-    for (size_t expert = 0; expert < counts_.size(); ++expert) {
-        double copies = std::max(1, counts_[expert]);
-        for (size_t step = 0; step < steps_; ++step) share_[expert * steps_ + step] = load_[expert * steps_ + step] / copies;
+    for (int32_t expert : stale_experts_) {
+        double copies = std::max(1, count(expert));
+        double *share = share_.data() + size_t(expert) * steps_;
+        for (size_t step = 0; step < steps_; ++step) share[step] = load(expert)[step] / copies;
+        for (int slot = first_[size_t(expert)]; slot >= 0; slot = next_[size_t(slot)]) {
+            stale_ranks_[size_t(cluster_->rank_of(slot))] = 1;
+        }
     }
+    stale_experts_.clear();
     for (int rank = 0; rank < cluster_->ranks; ++rank) {
+        if (!stale_ranks_[size_t(rank)]) continue;
+        stale_ranks_[size_t(rank)] = 0;
         double *time = time_.data() + size_t(rank) * steps_;
         std::fill(time, time + steps_, 0.0);
         for (int i = 0; i < cluster_->capacity; ++i) {

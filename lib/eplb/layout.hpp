@@ -1,6 +1,7 @@
 // One layer's problem, and a layout of its experts with the times that follow from it.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -43,6 +44,7 @@ public:
 
     const Cluster &cluster() const { return *cluster_; }
     std::span<const double> load(int expert) const { return load_.subspan(size_t(expert) * steps_, steps_); }
+    std::span<const double> load() const { return load_; }
     const std::vector<int32_t> &slots() const { return slots_; }
     int count(int expert) const { return counts_[size_t(expert)]; }
     bool held(int rank, int expert) const { return held_[size_t(rank) * size_t(cluster_->experts) + size_t(expert)] != 0; }
@@ -50,11 +52,16 @@ public:
     const double *share(int expert) const { return share_.data() + size_t(expert) * steps_; }
     const double *time(int rank) const { return time_.data() + size_t(rank) * steps_; }
 
+    int experts_at(int rank) const {
+        auto first = slots_.begin() + ptrdiff_t(rank) * cluster_->capacity;
+        return int(std::count_if(first, first + cluster_->capacity, [](int32_t expert) { return expert >= 0; }));
+    }
+
     // Slots of an expert's copies: for (int slot = first(e); slot >= 0; slot = next(slot)).
     int first(int expert) const { return first_[size_t(expert)]; }
     int next(int slot) const { return next_[size_t(slot)]; }
 
-    // Changes a slot; times are stale until refresh.
+    // Changes a slot; shares and times are stale until refresh.
     void set(int slot, int32_t expert);
     void assign(const std::vector<int32_t> &slots);
     void refresh();
@@ -71,6 +78,8 @@ private:
     std::vector<uint8_t> held_;
     std::vector<int32_t> first_, next_;
     std::vector<double> share_, time_;
+    std::vector<int32_t> stale_experts_;
+    std::vector<uint8_t> stale_ranks_;
 };
 
 }  // namespace moelink::eplb

@@ -41,6 +41,12 @@ public:
         }
     }
 
+    // Sets the counts of the zone's experts.
+    void count(std::vector<int> &counts) {
+        replicate();
+        for (int expert : experts_) counts[size_t(expert)] = copies_[size_t(expert)];
+    }
+
     void fill() {
         replicate();
         std::vector<std::pair<double, int>> order;  // -load of a copy, expert; once for each copy to place
@@ -96,20 +102,25 @@ private:
 
     // To the rank that takes it best: the one with the least time then, of steps those with most of its load counting most.
     void place(int expert) {
-        std::span<const double> load = layout_.load(expert);
+        const double *load = layout_.load(expert).data();
+        const double *time = time_.data();
+        const double *slowness = cluster_.slowness.data();
+        double part = 1.0 / copies_[size_t(expert)];
         int best = -1;
         double least = 0;
         for (int rank : ranks_) {
-            if (open_[size_t(rank)].empty() || layout_.held(rank, expert)) continue;
-            double factor = cluster_.slowness[size_t(rank)] / copies_[size_t(expert)];
-            double time = 0;
-            for (size_t step = 0; step < steps_; ++step) {
-                double then = time_[size_t(rank) * steps_ + step] + load[step] * factor;
-                time += steps_ == 1 ? then : then * load[step];
+            double factor = part * slowness[rank];
+            double then = 0;
+            if (steps_ == 1) {
+                then = time[rank] + load[0] * factor;
+            } else {
+                for (size_t step = 0; step < steps_; ++step) {
+                    then += (time[size_t(rank) * steps_ + step] + load[step] * factor) * load[step];
+                }
             }
-            if (best < 0 || time < least) {
+            if ((best < 0 || then < least) && !open_[size_t(rank)].empty() && !layout_.held(rank, expert)) {
                 best = rank;
-                least = time;
+                least = then;
             }
         }
         if (best >= 0) {
@@ -161,6 +172,17 @@ bool fill_from_scratch(Layout &layout, const Rules &rules, std::span<const doubl
     Rules free = rules;
     free.origin = &nowhere;
     return improve(layout, nowhere, free, goals).late;
+}
+
+std::vector<int> scratch_counts(const Layout &layout, const Rules &rules) {
+    const Cluster &cluster = layout.cluster();
+    Layout pinned(cluster, layout.load());
+    for (int slot = 0; slot < cluster.slots(); ++slot) {
+        if (rules.fixed[size_t(slot)]) pinned.set(slot, layout.slots()[size_t(slot)]);
+    }
+    std::vector<int> counts(size_t(cluster.experts), 0);
+    for (int zone = 0; zone < cluster.zones; ++zone) Filler(pinned, rules, zone).count(counts);
+    return counts;
 }
 
 void relabel(Layout &layout, const Layout &before, const Rules &rules) {

@@ -4,12 +4,16 @@
 #include "eplb/moves.hpp"
 
 #include <span>
+#include <vector>
 
 namespace moelink::eplb {
 
 // Fills the open slots of a layout that holds pinned experts only, then improves it towards goals [steps]. Throws INVALID_ARGUMENT
 // when a zone has too few slots. Returns whether the deadline cut the improvement short.
 bool fill_from_scratch(Layout &layout, const Rules &rules, std::span<const double> goals);
+
+// Copies of each expert that filling from scratch would make, pinned ones as in `layout`.
+std::vector<int> scratch_counts(const Layout &layout, const Rules &rules);
 
 // Gives ranks other names, among equals, so that most experts stay on the rank where `before` has them.
 void relabel(Layout &layout, const Layout &before, const Rules &rules);
