@@ -88,7 +88,8 @@ MOELINK_API moelink_status moelink_eplb_preserve(const moelink_eplb_shape *shape
 /* ---- The planner ------------------------------------------------------------------------------------------------------ */
 
 enum moelink_eplb_plan_flags {
-    /** Plan from scratch although a previous map is given; ranks are then named, and slots kept, so that fewest copies move. */
+    /** Plan from scratch although a previous map is given; ranks are then named, and slots kept, so that few copies move. Does not know
+     *  max_pair_copies. */
     MOELINK_EPLB_PLAN_F_FROM_SCRATCH = 1
 };
 
@@ -127,7 +128,7 @@ typedef struct moelink_eplb_plan_params {
 MOELINK_API void moelink_eplb_plan_params_init(moelink_eplb_plan_params *params);
 
 enum moelink_eplb_result_flags {
-    MOELINK_EPLB_RESULT_SKIPPED = 1,  /**< the gain was below min_gain: the map is the previous one */
+    MOELINK_EPLB_RESULT_SKIPPED = 1,  /**< the gain was below min_gain: the map is the previous one, with repairs only */
     MOELINK_EPLB_RESULT_DEADLINE = 2, /**< the deadline cut the search short */
     MOELINK_EPLB_RESULT_REPAIRED = 4, /**< previous lacked experts, or used slots of inactive ranks, or had two copies of an expert
                                            on a rank; mended first, whatever the caps and min_gain say */
@@ -150,8 +151,8 @@ typedef struct moelink_eplb_layer_result {
     uint32_t flags;        /**< MOELINK_EPLB_RESULT_* */
 } moelink_eplb_layer_result;
 
-/** What a plan brings and costs. Start from MOELINK_EPLB_PLAN_RESULT_INIT. Times, costs and counts are sums, balances means over layers;
- *  each as in moelink_eplb_layer_result. */
+/** What a plan brings and costs. Start from MOELINK_EPLB_PLAN_RESULT_INIT. Each figure as in moelink_eplb_layer_result: times, costs and
+ *  counts are sums over layers, balances means. */
 typedef struct moelink_eplb_plan_result {
     uint32_t struct_size;
     uint32_t flags;                    /**< MOELINK_EPLB_RESULT_*, of any layer */
@@ -187,7 +188,8 @@ MOELINK_API void moelink_eplb_plan_result_init(moelink_eplb_plan_result *result)
  *  filled within these rules are -1. With a previous map the planner starts from it and makes the moves that lower the time most for
  *  their cost: two ranks exchange experts; a slot takes over another expert's copy (a copy stolen, or an empty slot filled); and where
  *  that stays above target, a new plan with ranks relabelled to fit the previous one. Time never rises above the previous map's,
- *  except for repairs. Planning again with the same loads moves nothing. Without a previous map: from scratch.
+ *  except for repairs. Planning again with the same loads moves nothing, caps and deadlines
+ *  apart. Without a previous map: from scratch.
  *  out_phy2log [layers, slots] may be params->previous. out may be NULL.
  *  Errors: INVALID_ARGUMENT: also for loads as described above, and when the active ranks have fewer slots than there are experts. */
 MOELINK_API moelink_status moelink_eplb_plan(const moelink_eplb_shape *shape, const moelink_eplb_plan_params *params,

@@ -14,7 +14,8 @@ public:
     explicit Home(const Layout *layout) : layout_(layout) {}
 
     bool free() const { return layout_ == nullptr; }
-    // What a copy of the expert on this rank costs: 0 where it is already, else its distance from the nearest that has it, or 1 when none has.
+    // What a copy of the expert on this rank costs: 0 where it is already, else its distance from the nearest that
+    // has it, or 1 when none has.
     double cost(int expert, int rank) const {
         if (layout_ == nullptr || layout_->held(rank, expert)) return 0;
         return layout_->cluster().distance.empty() ? 1 : nearest(expert, rank);

@@ -3,6 +3,7 @@
 #include "base/error.hpp"
 #include "eplb/bound.hpp"
 #include "eplb/choice.hpp"
+#include "eplb/maps.hpp"
 #include "eplb/scratch.hpp"
 #include "eplb/zones.hpp"
 
@@ -36,12 +37,18 @@ public:
             rules_.zone = zones_of(before_);
             if (rules_.zone.empty()) return anew();
         }
-        if (input_.from_scratch) return anew();
+        if (input_.from_scratch) {
+            bool complete = true;
+            for (int expert = 0; expert < cluster_.experts; ++expert) complete = complete && before_.count(expert) > 0;
+            keeps_rules_ = complete && !mended;
+            return anew();
+        }
 
         Layout now = before_;
         if (settle_missing(now)) mended = true;
         if (mended) plan_.flags |= MOELINK_EPLB_RESULT_REPAIRED;
         plan_.start = now.slots();
+        now.assign(plan_.start);
         while (advance(now)) {
         }
         return std::move(plan_);
@@ -99,11 +106,25 @@ private:
         return rules;
     }
 
+    // From scratch; then on from there as a later call would, so that it finds nothing to do.
     LayerPlan anew() {
-        Layout fresh = scratch(fresh_rules());
-        plan_.start = fresh.slots();
-        plan_.options.push_back({0, fresh.peak(), 0, count_crossing(fresh, origin_)});
+        Rules rules = fresh_rules();
+        Layout now = scratch(rules);
+        rules_.zone = rules.zone;
         plan_.flags |= MOELINK_EPLB_RESULT_ANEW;
+        if (keeps_rules_) {
+            // The previous map stays a choice, for the gain threshold and for budgets.
+            plan_.options.push_back({0, before_.peak(), 0, 0});
+            plan_.start = before_.slots();
+            for (int slot = 0; slot < cluster_.slots(); ++slot) plan_.log.emplace_back(slot, now.slots()[size_t(slot)]);
+            plan_.anew_from = 1;
+        } else {
+            plan_.start = now.slots();
+        }
+        plan_.options.push_back({plan_.log.size(), now.peak(), count_cost(now, origin_), count_crossing(now, origin_)});
+        now.assign(settle_slots());
+        while (!cluster_.late() && advance(now)) {
+        }
         return std::move(plan_);
     }
 
@@ -130,13 +151,13 @@ private:
         }
         size_t chosen = choose(options, input_.move_cost * mean_time());
         auto [trail, last] = places[chosen];
+        take(trails[trail], last);
         if (trail == 2) {
             rules_.zone = anew_zone_;
+            if ((plan_.flags & MOELINK_EPLB_RESULT_ANEW) == 0) plan_.anew_from = plan_.options.size() - 1;
             plan_.flags |= MOELINK_EPLB_RESULT_ANEW;
         }
-        take(trails[trail], last);
-        if (trail == 2 && plan_.anew_from == 0) plan_.anew_from = plan_.options.size() - 1;
-        now.assign(plan_.slots(plan_.options.size() - 1));
+        now.assign(settle_slots());
         return chosen > 0 && (plan_.flags & MOELINK_EPLB_RESULT_DEADLINE) == 0;
     }
 
@@ -154,6 +175,19 @@ private:
             option.writes += base;
             plan_.options.push_back(option);
         }
+    }
+
+    // The last state with each expert in the slot that it will be returned in: the same that a later call will start from, bit for bit.
+    std::vector<int32_t> settle_slots() {
+        std::vector<int32_t> slots = plan_.slots(plan_.options.size() - 1);
+        std::vector<int32_t> settled(slots.size());
+        if (input_.previous.empty()) return slots;
+        preserve_slots(input_.previous, slots, cluster_.capacity, settled);
+        for (size_t slot = 0; slot < slots.size(); ++slot) {
+            if (settled[slot] != slots[slot]) plan_.log.emplace_back(int(slot), settled[slot]);
+        }
+        plan_.options.back().writes = plan_.log.size();
+        return settled;
     }
 
     // First as many copies of each expert as a plan from scratch would make, wherever they do least harm, then moves.
@@ -235,6 +269,7 @@ private:
     Layout before_;
     Home origin_;
     Rules rules_;
+    bool keeps_rules_ = false;  // the previous map, which a plan from scratch was asked for in place of
     double bound_ = 0;
     std::vector<double> goals_, fine_goals_;
     std::vector<int32_t> anew_;  // the plan from scratch, once there is one

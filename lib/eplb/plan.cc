@@ -36,7 +36,9 @@ LayerPlan plan_one(const Request &request, int layer) {
             input.fixed[size_t(slot)] = 1;
             if (input.previous[size_t(slot)] < 0) input.previous[size_t(slot)] = closed_slot;
         }
-        auto used = [](std::span<const int32_t> slots) { return std::count_if(slots.begin(), slots.end(), [](int32_t id) { return id >= 0; }); };
+        auto used = [](std::span<const int32_t> slots) {
+            return std::count_if(slots.begin(), slots.end(), [](int32_t expert) { return expert >= 0; });
+        };
         left = used(previous) > used(input.previous);
     }
     LayerPlan plan = plan_layer(input);

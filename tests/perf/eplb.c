@@ -101,7 +101,8 @@ static void drift(double sigma, int seeds, int rounds) {
         if (ours.balance_after / theirs.balance_after < least_balance) least_balance = ours.balance_after / theirs.balance_after;
         if (ours.balance_after < balance) balance = ours.balance_after;
     }
-    printf("%d layers, %d experts, %d slots, %d ranks, loads exp(N(0, %.1f)), worst of %d seeds\n", layers, experts, slots, ranks, sigma, seeds);
+    printf("%d layers, %d experts, %d slots, %d ranks, loads exp(N(0, %.1f)), worst of %d seeds\n", layers, experts, slots, ranks,
+           sigma, seeds);
     printf("  from scratch: balance %+.4f beside the published algorithm's\n", least_lead);
     printf("  after a drift of 0.1: balance %.4f, %.4f of the published algorithm's, with %.1f %% of its copies\n", balance,
            least_balance, 100 * most_copies);

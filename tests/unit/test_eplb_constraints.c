@@ -232,8 +232,20 @@ static void test_thresholds(void **state) {
     params.min_gain = taken.gain * 0.999;
     plan_map(&shape, &params, map_c);
     assert_memory_equal(map_b, map_c, 4 * all);
-    /* Dearer moves: fewer of them. */
+    /* The same for a plan from scratch, which a budget may refuse, too. */
+    params.flags = MOELINK_EPLB_PLAN_F_FROM_SCRATCH;
+    params.min_gain = 0.9;
+    skipped = plan_map(&shape, &params, map_c);
+    assert_memory_equal(map_a, map_c, 4 * all);
+    assert_int_equal(skipped.flags, MOELINK_EPLB_RESULT_SKIPPED);
     params.min_gain = 0;
+    params.max_copies = 1;
+    skipped = plan_map(&shape, &params, map_c);
+    assert_memory_equal(map_a, map_c, 4 * all);
+    assert_int_equal(skipped.flags, 0);
+    params.max_copies = 0;
+    params.flags = 0;
+    /* Dearer moves: fewer of them. */
     int64_t copies = taken.copies;
     for (double cost = 0.002; cost < 2; cost *= 4) {
         params.move_cost = cost;
