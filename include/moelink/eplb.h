@@ -13,6 +13,7 @@
 #define MOELINK_EPLB_H
 
 #include <moelink/base.h>
+#include <moelink/group.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -199,6 +200,177 @@ MOELINK_API moelink_status moelink_eplb_plan(const moelink_eplb_shape *shape, co
  *  Errors: INVALID_ARGUMENT: also when an expert that has load has no copy on an active rank. */
 MOELINK_API moelink_status moelink_eplb_rate(const moelink_eplb_shape *shape, const moelink_eplb_plan_params *params,
                                              const int32_t *phy2log, moelink_eplb_plan_result *out);
+
+/* ---- Maps on a device, and the choice of copies ----------------------------------------------------------------------- */
+
+/** The map in use, all layers, with the tables that kernels need, in the memory of a group's device. Threads: one at a time; its
+ *  streams are ordered by the caller, as if they were one. */
+typedef struct moelink_eplb_map moelink_eplb_map;
+
+/** [bytes] that a map of this shape takes on its device. Allocates nothing. Local. Threads: any. Errors: INVALID_ARGUMENT. */
+MOELINK_API moelink_status moelink_eplb_map_query(const moelink_eplb_shape *shape, uint64_t *out_bytes);
+
+/** Makes a map of phy2log [layers, slots] on the group's device; phy2log is host memory. Every expert needs a slot in every layer.
+ *  Of the group only the device is used; shape.ranks need not be its size. *out is the caller's. Local, host-blocking; loads
+ *  all kernels. Errors: INVALID_ARGUMENT (the text names layer, slot or expert), OUT_OF_MEMORY, NO_DRIVER. */
+MOELINK_API moelink_status moelink_eplb_map_create(moelink_group *group, const moelink_eplb_shape *shape, const int32_t *phy2log,
+                                                   moelink_eplb_map **out);
+
+/** Replaces `layers` layers from first_layer on by phy2log [layers, slots]: host memory, not pinned, read during the call. Addresses
+ *  stay, so captured graphs see the new map. Local, stream-ordered, not capturable. Errors: INVALID_ARGUMENT as for create, and
+ *  INVALID_STATE while the stream is captured; the map is then as before. */
+MOELINK_API moelink_status moelink_eplb_map_update(moelink_eplb_map *map, int32_t first_layer, int32_t layers, const int32_t *phy2log,
+                                                   moelink_stream stream);
+
+/** Drops the handle; load windows that use the map keep it alive. Waits for this rank's device. NULL is fine. Local. */
+MOELINK_API void moelink_eplb_map_destroy(moelink_eplb_map *map);
+
+/** How a token's copy of its expert is chosen. Experts with one copy have no choice. Every policy is a function of its arguments:
+ *  host and CUDA give the same slots. */
+enum moelink_eplb_policy {
+    /** Token t takes copy (seed + t) mod copies, in the order of slots. Source: the replica choice that vLLM had first. */
+    MOELINK_EPLB_ROUND_ROBIN = 1,
+    /** A copy by a hash of seed, token and expert: even for any pattern of tokens. */
+    MOELINK_EPLB_HASHED = 2,
+    /** The call's tokens are counted and each expert's split over its copies by water-filling, so that the ranks' loads from this
+     *  call, less the room that each has, come out about as even as the copies allow: what the linear program of deepseek-ai/LPLB
+     *  solves, here by rounds over the experts. Sources that each balance their own tokens balance the sum. */
+    MOELINK_EPLB_CAPACITY = 3
+};
+
+/** Start from MOELINK_EPLB_ROUTE_ARGS_INIT. "Device" is the map's device. */
+typedef struct moelink_eplb_route_args {
+    uint32_t struct_size;
+    int32_t layer;                    /**< 0 .. layers-1 */
+    int32_t policy;                   /**< MOELINK_EPLB_ROUND_ROBIN, _HASHED or _CAPACITY */
+    int32_t num_tokens;               /**< 0 or more; num_tokens * top_k is below 2^31 */
+    int32_t top_k;                    /**< 1 or more */
+    int32_t ids_dtype;                /**< MOELINK_DTYPE_I32 or _I64, of both arrays */
+    uint64_t seed;                    /**< where turns begin; the rank's number is a good one: ranks then begin at different copies */
+    const int32_t *num_tokens_device; /**< NULL, or device memory read by the kernel instead of num_tokens, which is then the bound */
+    const void *logical_ids;          /**< [num_tokens, top_k] device; those that are no expert become -1 */
+    void *physical_ids;               /**< [num_tokens, top_k] device, written; may be logical_ids. Rows beyond the tokens stay */
+    const int64_t *rank_room;         /**< [ranks] device: tokens that each rank can take, compared with each other (any sign;
+                                           beyond 2^40 from 0 they count as that); NULL: all the same. Read by CAPACITY */
+    int64_t *slot_counts;             /**< NULL, or [slots] device: the tokens of each slot are added, for a load window */
+} moelink_eplb_route_args;
+#define MOELINK_EPLB_ROUTE_ARGS_INIT \
+    {(uint32_t)sizeof(moelink_eplb_route_args), 0, MOELINK_EPLB_HASHED, 0, 0, MOELINK_DTYPE_I32, 0u, 0, 0, 0, 0, 0}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_eplb_route_args_init(moelink_eplb_route_args *args);
+
+/** Turns logical expert ids into slots of the map, and counts them. Local, stream-ordered, graph-capturable, nothing is allocated;
+ *  on the host device done on return. Errors: INVALID_ARGUMENT, DEVICE. */
+MOELINK_API moelink_status moelink_eplb_route(moelink_eplb_map *map, const moelink_eplb_route_args *args, moelink_stream stream);
+
+/* ---- The load window -------------------------------------------------------------------------------------------------- */
+
+/** Loads of the last passes, for one or more models (a model and its draft heads), each with a ring of its own. Counts come by
+ *  slot and become loads of experts and ranks as they are recorded, by the map that holds at that point of the stream: so a new
+ *  map changes nothing that was counted. Counters have 64 bits and stop at the largest value. Threads: as a map; reduce is a
+ *  call on the group too. */
+typedef struct moelink_eplb_load moelink_eplb_load;
+
+/** [bytes] of device memory that one model of this shape takes in a window. Allocates nothing. Local. Threads: any.
+ *  Errors: INVALID_ARGUMENT. */
+MOELINK_API moelink_status moelink_eplb_load_query(const moelink_eplb_shape *shape, int32_t window, uint64_t *out_bytes);
+
+/** Makes a window of the last `window` passes (1 .. 65536), without a model. *out is the caller's and keeps the group alive. Local.
+ *  Errors: INVALID_ARGUMENT. */
+MOELINK_API moelink_status moelink_eplb_load_create(moelink_group *group, int32_t window, moelink_eplb_load **out);
+
+/** Adds a model: *out_model is 0 for the first, then 1 and so on; ranks add theirs in one order. The map is kept alive. Local,
+ *  host-blocking. Errors: INVALID_ARGUMENT for a map on another device, OUT_OF_MEMORY. */
+MOELINK_API moelink_status moelink_eplb_load_add(moelink_eplb_load *load, moelink_eplb_map *map, int32_t *out_model);
+
+enum moelink_eplb_load_flags {
+    MOELINK_EPLB_LOAD_F_CLEAR = 1,      /**< the counts become 0 once they are read */
+    MOELINK_EPLB_LOAD_F_HOST_COUNTS = 2 /**< the counts are host memory, on a CUDA group too; there not with CLEAR and not
+                                             capturable. Pinned memory must stay until the stream has come past the call */
+};
+
+/** Records one pass of a model: counts [layers, slots], tokens that this rank sent to each slot, in device memory unless flags say
+ *  otherwise; negative ones count as 0, those of empty slots are dropped. The oldest pass leaves a full window. A pass without
+ *  tokens counts as a pass. Local, stream-ordered, graph-capturable, without host synchronisation. Errors: INVALID_ARGUMENT,
+ *  UNSUPPORTED for unknown flags, INVALID_STATE for host counts while the stream is captured, DEVICE. */
+MOELINK_API moelink_status moelink_eplb_load_record(moelink_eplb_load *load, int32_t model, int64_t *counts, uint32_t flags,
+                                                    moelink_stream stream);
+
+/** What is in a model's window. The arrays are the caller's host memory; NULL for what is not wanted. Start from
+ *  MOELINK_EPLB_LOAD_REPORT_INIT. Balance is the mean over the largest load of a rank: 1 is even, and 1 without any load. */
+typedef struct moelink_eplb_load_report {
+    uint32_t struct_size;
+    int32_t passes;        /**< of this rank in the window */
+    uint64_t recorded;     /**< passes of this rank since the model was added or cleared */
+    double *expert_load;   /**< in: [steps, layers, experts], as moelink_eplb_plan takes it; exact below 2^53 */
+    double *rank_load;     /**< in: [layers, ranks] */
+    double *layer_balance; /**< in: [layers] */
+    double balance;        /**< mean of the layers' balances */
+    double balance_summed; /**< sum of the layers' means over the sum of their largest: a layer weighs as much as its load. Source:
+                                the balancedness that vLLM logs */
+} moelink_eplb_load_report;
+#define MOELINK_EPLB_LOAD_REPORT_INIT {(uint32_t)sizeof(moelink_eplb_load_report), 0, 0u, 0, 0, 0, 0.0, 0.0}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_eplb_load_report_init(moelink_eplb_load_report *report);
+
+/** Adds up this rank's window. expert_load comes in `steps` parts (1 .. MOELINK_EPLB_MAX_STEPS) of the window's passes, the oldest
+ *  first, as even as they divide; the other figures are over the whole window. Waits for the stream; allocates when steps is above
+ *  1 and more than ever before. Local, host-blocking.
+ *  Errors: INVALID_ARGUMENT, OUT_OF_MEMORY, INVALID_STATE while the stream is captured, DEVICE. */
+MOELINK_API moelink_status moelink_eplb_load_read(moelink_eplb_load *load, int32_t model, int32_t steps, moelink_stream stream,
+                                                  moelink_eplb_load_report *out);
+
+/** As moelink_eplb_load_read, of all ranks of the window's group together: every rank gets the same loads, hence computes the same
+ *  plan. Through the group's connections. Collective, host-blocking. Errors: as read, on all ranks alike; MISMATCH when models'
+ *  shapes or steps differ (the text names both); TIMEOUT, PEER_EXITED. */
+MOELINK_API moelink_status moelink_eplb_load_reduce(moelink_eplb_load *load, int32_t model, int32_t steps, moelink_stream stream,
+                                                    moelink_eplb_load_report *out);
+
+/** Empties a model's window. Local, stream-ordered, graph-capturable. Errors: INVALID_ARGUMENT, DEVICE. */
+MOELINK_API moelink_status moelink_eplb_load_clear(moelink_eplb_load *load, int32_t model, moelink_stream stream);
+
+/** Drops the handle. Waits for this rank's device. NULL is fine. Local. */
+MOELINK_API void moelink_eplb_load_destroy(moelink_eplb_load *load);
+
+/* ---- Files --------------------------------------------------------------------------------------------------------------
+ * Plans and traces are text of lines, with a version in the first and a checksum in the last; docs/eplb.md has the grammar. A
+ * file is written beside its name and then takes it, so nobody reads half of one. What is wrong in one is named PATH:LINE:COLUMN.
+ * Errors of all: INVALID_ARGUMENT (a bad file too), UNSUPPORTED for a newer version, INVALID_STATE when the system refuses the
+ * file (the text has its words). Local, host-blocking. Threads: any; one trace by one thread at a time. */
+
+/** Writes a map phy2log [layers, slots] and its shape; shape.threads is left out. */
+MOELINK_API moelink_status moelink_eplb_plan_save(const char *path, const moelink_eplb_shape *shape, const int32_t *phy2log);
+
+/** Reads a plan's shape and, unless out_phy2log is NULL, its map [layers, slots] into `capacity` elements.
+ *  Errors: also TOO_SMALL (the text names both numbers). */
+MOELINK_API moelink_status moelink_eplb_plan_load(const char *path, moelink_eplb_shape *out_shape, int32_t *out_phy2log,
+                                                  uint64_t capacity);
+
+/** Loads [layers, experts] of a model step by step, each with a name, to plan from later and elsewhere. */
+typedef struct moelink_eplb_trace moelink_eplb_trace;
+
+/** Makes a trace without steps. *out is the caller's. */
+MOELINK_API moelink_status moelink_eplb_trace_create(int32_t layers, int32_t experts, moelink_eplb_trace **out);
+
+/** Reads a trace. Also reads lines of NAME,LOAD,LOAD,...: a step of a trace of one layer each. *out is the caller's. */
+MOELINK_API moelink_status moelink_eplb_trace_load(const char *path, moelink_eplb_trace **out);
+
+MOELINK_API moelink_status moelink_eplb_trace_save(const moelink_eplb_trace *trace, const char *path);
+
+/** Adds a step; loads [layers, experts] are finite and 0 or more. The name is one line of 0 to 255 bytes. Both are copied. */
+MOELINK_API moelink_status moelink_eplb_trace_append(moelink_eplb_trace *trace, const char *name, const double *load);
+
+/** Any output may be NULL. */
+MOELINK_API moelink_status moelink_eplb_trace_sizes(const moelink_eplb_trace *trace, int32_t *out_steps, int32_t *out_layers,
+                                                    int32_t *out_experts);
+
+/** A step's name and loads [layers, experts]; both are the trace's and valid until it is appended to or destroyed. Either output
+ *  may be NULL. */
+MOELINK_API moelink_status moelink_eplb_trace_step(const moelink_eplb_trace *trace, int32_t step, const char **out_name,
+                                                   const double **out_load);
+
+/** NULL is fine. */
+MOELINK_API void moelink_eplb_trace_destroy(moelink_eplb_trace *trace);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,8 @@ enum { HIDDEN = 8, TOKENS = 4, TOP_K = 2, TAIL = 64 };
 
 static moelink_group *group;
 static moelink_manager *manager;
+static moelink_eplb_map *eplb_map;
+static moelink_eplb_load *eplb_load;
 static const uint64_t row_bytes[] = {HIDDEN * 4};
 static float rows[TOKENS][HIDDEN], sums[TOKENS][HIDDEN];
 static const int32_t ids[TOKENS][TOP_K] = {{0, 1}, {2, 3}, {1, 0}, {3, 3}};
@@ -62,12 +64,22 @@ static int make_objects(void **state) {
     params.device = MOELINK_DEVICE_HOST;
     if (moelink_group_create_threads(1, &params, &group) != MOELINK_OK) return -1;
     if (moelink_manager_create(group, MOELINK_MANAGER_ONE_SIDED, NULL, &manager) != MOELINK_OK) return -1;
+    static const int32_t phy2log[] = {0, 1, 0, 1};
+    moelink_eplb_shape shape = MOELINK_EPLB_SHAPE_INIT;
+    shape.experts = 2;
+    shape.slots = 4;
+    int32_t model;
+    if (moelink_eplb_map_create(group, &shape, phy2log, &eplb_map) != MOELINK_OK) return -1;
+    if (moelink_eplb_load_create(group, 3, &eplb_load) != MOELINK_OK) return -1;
+    if (moelink_eplb_load_add(eplb_load, eplb_map, &model) != MOELINK_OK) return -1;
     moelink_manager_config config = config_of();
     return moelink_manager_init(manager, &config) == MOELINK_OK ? 0 : -1;
 }
 
 static int drop_objects(void **state) {
     (void)state;
+    moelink_eplb_load_destroy(eplb_load);
+    moelink_eplb_map_destroy(eplb_map);
     moelink_manager_destroy(manager);
     moelink_group_destroy(group);
     return 0;
@@ -100,6 +112,8 @@ static void test_init_functions_equal_macros(void **state) {
     CHECK_INIT(moelink_dispatch_args, moelink_dispatch_args_init, MOELINK_DISPATCH_ARGS_INIT);
     CHECK_INIT(moelink_dispatched, moelink_dispatched_init, MOELINK_DISPATCHED_INIT);
     CHECK_INIT(moelink_combine_args, moelink_combine_args_init, MOELINK_COMBINE_ARGS_INIT);
+    CHECK_INIT(moelink_eplb_route_args, moelink_eplb_route_args_init, MOELINK_EPLB_ROUTE_ARGS_INIT);
+    CHECK_INIT(moelink_eplb_load_report, moelink_eplb_load_report_init, MOELINK_EPLB_LOAD_REPORT_INIT);
 }
 
 /* --- struct_size of what the library reads -------------------------------------------------------------------------- */
@@ -175,6 +189,14 @@ static moelink_status read_dispatch(const void *args) {
     return status;
 }
 
+static moelink_status read_route(const void *args) {
+    return moelink_eplb_route(eplb_map, args, NULL);
+}
+
+static moelink_status read_load_report(const void *report) {
+    return moelink_eplb_load_read(eplb_load, 0, 1, NULL, (moelink_eplb_load_report *)(uintptr_t)report);
+}
+
 static moelink_status read_combine(const void *args) {
     dispatch_now();
     moelink_status status = moelink_combine(manager, args, NULL);
@@ -241,6 +263,15 @@ static void test_struct_sizes_read(void **state) {
     moelink_dispatch_args dispatch = dispatch_of();
     check_reader(read_dispatch, &dispatch, sizeof(dispatch), offsetof(moelink_dispatch_args, outputs));
     check_reader(read_dispatch, &dispatch, sizeof(dispatch), offsetof(moelink_dispatch_args, topk_weights));
+    int32_t slots[TOKENS * TOP_K];
+    moelink_eplb_route_args route = MOELINK_EPLB_ROUTE_ARGS_INIT;
+    route.num_tokens = TOKENS;
+    route.top_k = TOP_K;
+    route.logical_ids = ids;
+    route.physical_ids = slots;
+    check_reader(read_route, &route, sizeof(route), offsetof(moelink_eplb_route_args, rank_room));
+    moelink_eplb_load_report report = MOELINK_EPLB_LOAD_REPORT_INIT;
+    check_reader(read_load_report, &report, sizeof(report), offsetof(moelink_eplb_load_report, layer_balance));
     dispatch_now();
     moelink_combine_args combine = combine_of();
     assert_int_equal(moelink_combine(manager, &combine, NULL), MOELINK_OK);
