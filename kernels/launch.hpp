@@ -23,7 +23,9 @@ struct alignas(128) SourceLine {
     uint64_t combine_count;
     uint64_t combine_shape;
     uint64_t combine_rows;
-    uint64_t reserved[10];
+    uint64_t combine_input;   // host: where the writer's rows begin in its own slot [bytes] when they stay there; 0: pushed
+    uint64_t combine_stride;  // host: from one of those rows to the next
+    uint64_t reserved[8];
 };
 static_assert(sizeof(SourceLine) == 128);
 
@@ -31,6 +33,12 @@ static_assert(sizeof(SourceLine) == 128);
 struct RowOrigin {
     int32_t token;
     int32_t distinct;
+};
+
+// Where one of a token's rows was sent: row `slot` of this rank's part of the rank's planes.
+struct RowPlace {
+    int32_t rank;
+    int32_t slot;
 };
 
 // One slot's private state on a rank. A round's dispatch and combine have the same epoch. While one of the two kernels runs it
@@ -80,6 +88,7 @@ struct SlotLayout {
     uint64_t filled;       // Filled [ranks]
     uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
     uint64_t weight_sums;  // float [capacity, max_distinct]
+    uint64_t places;       // RowPlace [capacity, max_distinct]: host
     uint64_t ids;          // int32 [ranks, capacity, top_k]
     uint64_t weights;      // float [ranks, capacity, top_k]
     uint64_t origins;      // RowOrigin [ranks, capacity]

@@ -1,33 +1,32 @@
-// Push combine on the host: every received row back to its token's owner, who adds a token's rows in rank order.
+// Combine on the host: received rows go back to their tokens' owners, who add a token's rows in rank order. Rows that the owner
+// can read where they are, its own and those that lie in the dispatched view, stay there.
 #include "signal.hpp"
+#include "sum.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 namespace moelink::kernels::host {
 
 namespace {
 
-struct F32 {
-    float value;
-    static float load(F32 from) { return from.value; }
-    static F32 store(float value) { return {value}; }
-};
+bool overlap(const unsigned char *a, uint64_t a_bytes, const unsigned char *b, uint64_t b_bytes) { return a < b + b_bytes && b < a + a_bytes; }
 
-struct F16 {
-    _Float16 value;
-    static float load(F16 from) { return static_cast<float>(from.value); }
-    static F16 store(float value) { return {static_cast<_Float16>(value)}; }
-};
+uint64_t extent(int64_t rows, uint64_t stride, uint64_t row_bytes) {
+    return rows > 0 ? (static_cast<uint64_t>(rows) - 1) * stride + row_bytes : 0;
+}
 
-struct BF16 {
-    uint16_t bits;
-    static float load(BF16 from) { return std::bit_cast<float>(uint32_t{from.bits} << 16); }
-    static BF16 store(float value) {
-        uint32_t bits = std::bit_cast<uint32_t>(value);
-        if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};  // keep NaN a NaN
-        return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+// Which rows need no push.
+struct Staying {
+    bool own;         // the output does not write over the input
+    uint64_t offset;  // of the input in the slot, where every peer can read it; 0: elsewhere
+
+    Staying(const CombineParams &params, int32_t tokens) {
+        const Workspace &ws = params.workspace;
+        const uint64_t bytes = extent(int64_t{ws.ranks} * ws.capacity, params.input_stride, params.row_bytes);
+        own = !overlap(params.input, bytes, params.output, extent(tokens, params.output_stride, params.row_bytes));
+        const bool in_view = params.input >= ws.mine + ws.layout.ids && params.input + bytes <= ws.mine + ws.layout.combine;
+        offset = own && in_view ? static_cast<uint64_t>(params.input - ws.mine) : 0;
     }
 };
 
@@ -52,35 +51,42 @@ int32_t rows_with_expert(const CombineParams &params, int32_t source) {
     return static_cast<int32_t>(std::count_if(origins, origins + rows, [](const RowOrigin &o) { return o.distinct >= 0; }));
 }
 
-template <class T>
-void reduce(const CombineParams &params, int32_t tokens) {
-    constexpr size_t block = 1024;  // values that stay in the first-level cache
+void announce_rows(const CombineParams &params, const Staying &staying, uint32_t epoch, int32_t source) {
+    const Workspace &ws = params.workspace;
+    SourceLine *line = part<SourceLine>(ws.peers[source], ws.layout.lines) + ws.rank;
+    store_word(&line->combine_shape, epoch, params.shape, std::memory_order_relaxed);
+    line->combine_input = staying.offset;
+    line->combine_stride = params.input_stride;
+    announce(&line->combine_count, epoch, static_cast<uint32_t>(rows_with_expert(params, source)));
+}
+
+// Where the row is that a rank has for one of our tokens; `pushed` is its row of the combine plane.
+const unsigned char *row_at(const CombineParams &params, const Staying &staying, RowPlace place, uint64_t pushed) {
+    const Workspace &ws = params.workspace;
+    const SourceLine &line = part<SourceLine>(ws.mine, ws.layout.lines)[place.rank];
+    const uint64_t row = static_cast<uint64_t>(ws.rank) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(place.slot);
+    if (place.rank == ws.rank && staying.own) return params.input + row * params.input_stride;
+    if (line.combine_input != 0) return ws.peers[place.rank] + line.combine_input + row * line.combine_stride;
+    return ws.mine + ws.layout.combine + pushed * params.row_bytes;
+}
+
+void reduce(const CombineParams &params, const Staying &staying, int32_t tokens) {
     const Workspace &ws = params.workspace;
     const int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
     const float *weight_sums = part<float>(ws.mine, ws.layout.weight_sums);
-    const unsigned char *plane = ws.mine + ws.layout.combine;
-    const size_t values = params.row_bytes / sizeof(T);
-    float sum[block];
+    const RowPlace *places = part<RowPlace>(ws.mine, ws.layout.places);
+    const SumRows sum = best_sum_code().of(params.value_type);
+    const size_t values = params.row_bytes / (params.value_type == value_f32 ? 4 : 2);
+    const unsigned char *rows[max_top_k];
     for (int32_t token = 0; token < tokens; ++token) {
-        uint64_t first = static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct);
-        unsigned char *out = params.output + static_cast<uint64_t>(token) * params.output_stride;
-        for (size_t begin = 0; begin < values; begin += block) {
-            const size_t count = std::min(block, values - begin);
-            std::fill(sum, sum + count, 0.0f);
-            for (int32_t rank = 0; rank < distinct[token]; ++rank) {
-                const unsigned char *row = plane + (first + static_cast<uint64_t>(rank)) * params.row_bytes + begin * sizeof(T);
-                const float weight = params.weighted ? weight_sums[first + static_cast<uint64_t>(rank)] : 1.0f;
-                for (size_t i = 0; i < count; ++i) {
-                    T value;
-                    std::memcpy(&value, row + i * sizeof(T), sizeof(T));
-                    sum[i] += weight * T::load(value);
-                }
-            }
-            for (size_t i = 0; i < count; ++i) {
-                T value = T::store(sum[i]);
-                std::memcpy(out + (begin + i) * sizeof(T), &value, sizeof(T));
-            }
+        const uint64_t first = static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct);
+        const int32_t count = distinct[token];
+        for (int32_t i = 0; i < count; ++i) {
+            const uint64_t pushed = first + static_cast<uint64_t>(i);
+            rows[i] = row_at(params, staying, places[pushed], pushed);
         }
+        sum(params.output + static_cast<uint64_t>(token) * params.output_stride, rows, params.weighted ? weight_sums + first : nullptr,
+            count, values);
     }
 }
 
@@ -91,13 +97,12 @@ Fault combine(const CombineParams &params, const Watch &watch) {
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
     const uint32_t epoch = state->combine_epoch + 1;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
+    const Staying staying(params, state->tokens);
 
     for (int32_t i = 0; i < ws.ranks; ++i) {
         int32_t source = (ws.rank + i) % ws.ranks;
-        push(params, source);
-        SourceLine *line = part<SourceLine>(ws.peers[source], ws.layout.lines) + ws.rank;
-        store_word(&line->combine_shape, epoch, params.shape, std::memory_order_relaxed);
-        announce(&line->combine_count, epoch, static_cast<uint32_t>(rows_with_expert(params, source)));
+        if (staying.offset == 0 && (source != ws.rank || !staying.own)) push(params, source);
+        announce_rows(params, staying, epoch, source);
     }
 
     Fault fault{};
@@ -112,11 +117,7 @@ Fault combine(const CombineParams &params, const Watch &watch) {
             return Fault{fault_mismatch, expert_side, phase_combine, 0};
         }
     }
-    switch (params.value_type) {
-        case value_f32: reduce<F32>(params, state->tokens); break;
-        case value_f16: reduce<F16>(params, state->tokens); break;
-        default: reduce<BF16>(params, state->tokens); break;
-    }
+    reduce(params, staying, state->tokens);
     state->combine_epoch = epoch;
     return fault;
 }

@@ -51,6 +51,7 @@ WorkspaceLayout make_layout(const Config &config, int ranks) {
     slot.filled = cursor.take({r, sizeof(Filled)});
     slot.distinct = cursor.take({capacity, sizeof(int32_t)});
     slot.weight_sums = cursor.take({capacity, distinct, sizeof(float)});
+    slot.places = cursor.take({capacity, distinct, sizeof(RowPlace)});
     slot.origins = cursor.take({r, capacity, sizeof(RowOrigin)});
     result.control_bytes = cursor.at();
     slot.ids = cursor.take({r, capacity, top_k, sizeof(int32_t)});
