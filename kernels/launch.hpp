@@ -23,7 +23,7 @@ struct alignas(128) SourceLine {
     uint64_t combine_count;
     uint64_t combine_shape;
     uint64_t combine_rows;
-    uint64_t combine_input;   // host: where the writer's rows begin in its own slot [bytes] when they stay there; 0: pushed
+    uint64_t combine_input;   // host: where the rows begin in the slot of their rank, when they stay there; 0: they are pushed
     uint64_t combine_stride;  // host: from one of those rows to the next
     uint64_t reserved[8];
 };

@@ -10,25 +10,14 @@ namespace moelink::kernels::host {
 
 namespace {
 
-bool overlap(const unsigned char *a, uint64_t a_bytes, const unsigned char *b, uint64_t b_bytes) { return a < b + b_bytes && b < a + a_bytes; }
-
-uint64_t extent(int64_t rows, uint64_t stride, uint64_t row_bytes) {
-    return rows > 0 ? (static_cast<uint64_t>(rows) - 1) * stride + row_bytes : 0;
+// Where the input begins in our slot, when all of it lies in what dispatch delivered: then every peer can read it there. Else 0.
+uint64_t place_in_slot(const CombineParams &params) {
+    const Workspace &ws = params.workspace;
+    const uint64_t rows = static_cast<uint64_t>(ws.ranks) * static_cast<uint64_t>(ws.capacity);
+    const unsigned char *end = params.input + (rows - 1) * params.input_stride + params.row_bytes;
+    const bool inside = params.input >= ws.mine + ws.layout.ids && end <= ws.mine + ws.layout.combine;
+    return inside ? static_cast<uint64_t>(params.input - ws.mine) : 0;
 }
-
-// Which rows need no push.
-struct Staying {
-    bool own;         // the output does not write over the input
-    uint64_t offset;  // of the input in the slot, where every peer can read it; 0: elsewhere
-
-    Staying(const CombineParams &params, int32_t tokens) {
-        const Workspace &ws = params.workspace;
-        const uint64_t bytes = extent(int64_t{ws.ranks} * ws.capacity, params.input_stride, params.row_bytes);
-        own = !overlap(params.input, bytes, params.output, extent(tokens, params.output_stride, params.row_bytes));
-        const bool in_view = params.input >= ws.mine + ws.layout.ids && params.input + bytes <= ws.mine + ws.layout.combine;
-        offset = own && in_view ? static_cast<uint64_t>(params.input - ws.mine) : 0;
-    }
-};
 
 void push(const CombineParams &params, int32_t source) {
     const Workspace &ws = params.workspace;
@@ -51,26 +40,26 @@ int32_t rows_with_expert(const CombineParams &params, int32_t source) {
     return static_cast<int32_t>(std::count_if(origins, origins + rows, [](const RowOrigin &o) { return o.distinct >= 0; }));
 }
 
-void announce_rows(const CombineParams &params, const Staying &staying, uint32_t epoch, int32_t source) {
+void announce_rows(const CombineParams &params, uint64_t place, uint32_t epoch, int32_t source) {
     const Workspace &ws = params.workspace;
     SourceLine *line = part<SourceLine>(ws.peers[source], ws.layout.lines) + ws.rank;
     store_word(&line->combine_shape, epoch, params.shape, std::memory_order_relaxed);
-    line->combine_input = staying.offset;
+    line->combine_input = place;
     line->combine_stride = params.input_stride;
     announce(&line->combine_count, epoch, static_cast<uint32_t>(rows_with_expert(params, source)));
 }
 
 // Where the row is that a rank has for one of our tokens; `pushed` is its row of the combine plane.
-const unsigned char *row_at(const CombineParams &params, const Staying &staying, RowPlace place, uint64_t pushed) {
+const unsigned char *row_at(const CombineParams &params, RowPlace place, uint64_t pushed) {
     const Workspace &ws = params.workspace;
     const SourceLine &line = part<SourceLine>(ws.mine, ws.layout.lines)[place.rank];
     const uint64_t row = static_cast<uint64_t>(ws.rank) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(place.slot);
-    if (place.rank == ws.rank && staying.own) return params.input + row * params.input_stride;
+    if (place.rank == ws.rank) return params.input + row * params.input_stride;
     if (line.combine_input != 0) return ws.peers[place.rank] + line.combine_input + row * line.combine_stride;
     return ws.mine + ws.layout.combine + pushed * params.row_bytes;
 }
 
-void reduce(const CombineParams &params, const Staying &staying, int32_t tokens) {
+void reduce(const CombineParams &params, int32_t tokens) {
     const Workspace &ws = params.workspace;
     const int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
     const float *weight_sums = part<float>(ws.mine, ws.layout.weight_sums);
@@ -78,15 +67,16 @@ void reduce(const CombineParams &params, const Staying &staying, int32_t tokens)
     const SumRows sum = best_sum_code().of(params.value_type);
     const size_t values = params.row_bytes / (params.value_type == value_f32 ? 4 : 2);
     const unsigned char *rows[max_top_k];
+    unsigned char *out = params.output;
     for (int32_t token = 0; token < tokens; ++token) {
         const uint64_t first = static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct);
         const int32_t count = distinct[token];
         for (int32_t i = 0; i < count; ++i) {
             const uint64_t pushed = first + static_cast<uint64_t>(i);
-            rows[i] = row_at(params, staying, places[pushed], pushed);
+            rows[i] = row_at(params, places[pushed], pushed);
         }
-        sum(params.output + static_cast<uint64_t>(token) * params.output_stride, rows, params.weighted ? weight_sums + first : nullptr,
-            count, values);
+        sum(out, rows, params.weighted ? weight_sums + first : nullptr, count, values);
+        out += params.output_stride;
     }
 }
 
@@ -97,12 +87,12 @@ Fault combine(const CombineParams &params, const Watch &watch) {
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
     const uint32_t epoch = state->combine_epoch + 1;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
-    const Staying staying(params, state->tokens);
+    const uint64_t place = place_in_slot(params);
 
     for (int32_t i = 0; i < ws.ranks; ++i) {
         int32_t source = (ws.rank + i) % ws.ranks;
-        if (staying.offset == 0 && (source != ws.rank || !staying.own)) push(params, source);
-        announce_rows(params, staying, epoch, source);
+        if (place == 0 && source != ws.rank) push(params, source);
+        announce_rows(params, place, epoch, source);
     }
 
     Fault fault{};
@@ -111,13 +101,13 @@ Fault combine(const CombineParams &params, const Watch &watch) {
         int32_t expert_side = (ws.rank + i) % ws.ranks;
         SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + expert_side;
         uint32_t count = 0;
-        if (!await_word(&line->combine_count, epoch, &count, expert_side, phase_combine, deadline, watch, &fault)) return fault;
+        if (!await_word(&line->combine_count, epoch, &count, expert_side, ws.ranks, phase_combine, deadline, watch, &fault)) return fault;
         uint64_t shape = std::atomic_ref<uint64_t>(line->combine_shape).load(std::memory_order_relaxed);
         if (static_cast<uint32_t>(shape) != params.shape || static_cast<int32_t>(count) != send_counts[expert_side]) {
             return Fault{fault_mismatch, expert_side, phase_combine, 0};
         }
     }
-    reduce(params, staying, state->tokens);
+    reduce(params, state->tokens);
     state->combine_epoch = epoch;
     return fault;
 }

@@ -170,7 +170,7 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
         int32_t source = (ws.rank + i) % ws.ranks;
         SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
         uint32_t count = 0;
-        if (!await_word(&line->dispatch_count, epoch, &count, source, phase_dispatch, deadline, watch, &fault)) return fault;
+        if (!await_word(&line->dispatch_count, epoch, &count, source, ws.ranks, phase_dispatch, deadline, watch, &fault)) return fault;
         uint64_t shape = std::atomic_ref<uint64_t>(line->dispatch_shape).load(std::memory_order_relaxed);
         if (static_cast<uint32_t>(shape) != params.shape) return Fault{fault_mismatch, source, phase_dispatch, 0};
         recv_counts[source] = static_cast<int32_t>(count);

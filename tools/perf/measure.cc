@@ -174,43 +174,33 @@ void time_operations(Job &job, double estimate_us, Measured &measured) {
     measured.combine = timing_of(session.slowest(combines));
 }
 
-// The least that a pair on the host must do: each row read once and written once for each distinct rank, each partial row read
-// once, each output row written once. All ranks copy at the same time.
-double time_memcpy(Job &job) {
+// The yardstick of a pair on the host: as many bytes as must be read and written at least, by one memcpy. A dispatch reads a row
+// once and writes it once for each distinct rank; a combine reads those rows once and writes one: tokens + rows sent, both ways.
+// All ranks copy at the same time, again and again for as long as a stretch of pairs takes.
+double time_memcpy(const Job &job) {
     const Session &session = job.session();
     const World &world = job.world();
-    const auto row_bytes = static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
-    const int64_t tokens = world.tokens[static_cast<size_t>(session.rank())];
-    std::vector<int> distinct;
-    size_t sent = 0;
-    for (int64_t t = 0; t < tokens; ++t) {
-        distinct.push_back(world.distinct_ranks(session.rank(), t));
-        sent += static_cast<size_t>(distinct.back());
+    int64_t rows = world.tokens[static_cast<size_t>(session.rank())];
+    for (int peer = 0; peer < world.ranks; ++peer) {
+        rows += world.rows_between(session.rank(), peer);
     }
-    std::vector<char> rows(sent * row_bytes);
-    auto *source = static_cast<char *>(job.tokens());
-    auto *output = static_cast<char *>(job.output(0));
-    std::fill(rows.begin(), rows.end(), char{1});
-    std::vector<double> samples;
-    for (int i = 0; i < least_iterations + 1; ++i) {
+    const auto bytes = static_cast<size_t>(rows) * static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
+    std::vector<char> from(bytes, 1);
+    std::vector<char> to(bytes, 2);
+    const auto copy_us = [&](int times) {
         session.align();
         const auto start = std::chrono::steady_clock::now();
-        size_t to = 0;
-        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
-            for (int copy = 0; copy < distinct[t]; ++copy, to += row_bytes) {
-                std::memcpy(rows.data() + to, source + t * row_bytes, row_bytes);
-            }
+        for (int i = 0; i < times; ++i) {
+            std::memcpy(to.data(), from.data(), bytes);
+            asm volatile("" ::"r"(to.data()) : "memory");  // or the compiler would make one copy of many
         }
-        to = 0;
-        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
-            for (int copy = 0; copy < distinct[t]; ++copy, to += row_bytes) {
-                std::memcpy(output + t * row_bytes, rows.data() + to, row_bytes);
-            }
-        }
-        const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
-        if (i > 0) {
-            samples.push_back(us);
-        }
+        return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() / times;
+    };
+    const double estimate = std::max(copy_us(2), 0.01);
+    const int times = agree(session, static_cast<int>(std::clamp(replay_budget_us / estimate, 1.0, 1e6)));
+    std::vector<double> samples;
+    for (int i = 0; i < least_iterations; ++i) {
+        samples.push_back(copy_us(times));
     }
     return timing_of(session.slowest(samples)).p50;
 }

@@ -50,7 +50,7 @@ space     one rank's workspace
 skew      received rows of a rank, most over mean
 )";
 constexpr const char *host_legend =
-    R"(/ memcpy  the pair's p50 over the time in which the same threads memcpy the bytes that a pair must move
+    R"(/ memcpy  the pair's p50 over the time of a memcpy, on the same threads in the same run, of the bytes that a pair must move
 )";
 
 void print_line(std::string line) {
