@@ -57,7 +57,8 @@ private:
 // Bits of all kinds: NaNs with payloads, infinities, subnormal numbers, numbers that cancel.
 void fill(uint64_t seed, int32_t type, unsigned char *row, size_t values) {
     random_bytes(seed, row, values * bytes_of(type));
-    static const uint32_t f32s[] = {0x7f800000u, 0xff800000u, 0x7f800001u, 0xffc12345u, 1u, 0x807fffffu, 0u, 0x80000000u, 0x7f7fffffu};
+    static const uint32_t f32s[] = {0x7f800000u, 0xff800000u, 0x7f800001u, 0xffc12345u, 1u, 0x807fffffu, 0u,
+                                    0x80000000u, 0x7f7fffffu};
     static const uint16_t f16s[] = {0x7c00u, 0xfc00u, 0x7c01u, 0xfe55u, 1u, 0x83ffu, 0u, 0x8000u, 0x7bffu};
     static const uint16_t bf16s[] = {0x7f80u, 0xff80u, 0x7f81u, 0xffd5u, 1u, 0x807fu, 0u, 0x8000u, 0x7f7fu};
     uint64_t state = seed;
@@ -227,7 +228,8 @@ int bench() {
                         }));
             for (const SumCode &code : sum_codes()) {
                 const SumRows sum = code.of(type);
-                std::printf("%10.2f", code.runs_here() ? least_us([&] { sum(out.data(), rows.data(), nullptr, count, values); }) : 0.0);
+                const auto work = [&] { sum(out.data(), rows.data(), nullptr, count, values); };
+                std::printf("%10.2f", code.runs_here() ? least_us(work) : 0.0);
             }
             std::printf("\n");
         }

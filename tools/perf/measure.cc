@@ -14,9 +14,11 @@ namespace {
 constexpr double pair_budget_us = 1e6;  // what one measurement may take when the user names no number of iterations
 constexpr double op_budget_us = 0.5e6;
 constexpr double replay_budget_us = 1e5;
+constexpr double memcpy_budget_us = 2e4;
 constexpr int least_iterations = 5;
 constexpr int most_iterations = 200;
 constexpr int default_pairs = 20;
+constexpr int most_stamped = 1000;  // pairs of a replay that is stamped
 
 Timing timing_of(std::vector<double> samples) {
     Timing timing;
@@ -38,11 +40,18 @@ int restart_after(const World &world) {
     return octaves_a_pair > 0 ? std::max(1, static_cast<int>(world.dtype.octaves / octaves_a_pair)) : 1 << 20;
 }
 
-// Pairs in a row, each reading what the one before it wrote. Returns the output that the last one wrote.
-int run_chain(Job &job, int pairs, int restart) {
+// Pairs in a row, each reading what the one before it wrote; with stamps, mark i is before pair i. Returns the output that the last
+// one wrote.
+int run_chain(Job &job, int pairs, int restart, bool stamps = false) {
     for (int i = 0; i < pairs; ++i) {
+        if (stamps) {
+            job.session().device().mark(i);
+        }
         job.dispatch(i % restart == 0 ? job.tokens() : job.output((i + 1) % 2));
         job.combine_received(job.output(i % 2));
+    }
+    if (stamps) {
+        job.session().device().mark(pairs);
     }
     return (pairs + 1) % 2;
 }
@@ -174,9 +183,105 @@ void time_operations(Job &job, double estimate_us, Measured &measured) {
     measured.combine = timing_of(session.slowest(combines));
 }
 
+// Each pair of a long row: one graph on CUDA, eager calls elsewhere.
+void stamp_pairs(Job &job, double estimate_us, Measured &measured) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    const int fitting = static_cast<int>(std::clamp(op_budget_us / estimate_us, 2.0 * least_iterations, double{most_stamped}));
+    // Several ranks on one GPU share its queues, which a long row of eager calls would fill.
+    const bool long_row = measured.graph || !session.on_cuda();
+    const int pairs = long_row ? agree(session, session.on_cuda() ? most_stamped : fitting) : default_pairs;
+    const int restart = restart_after(job.world());
+    device.reserve_marks(pairs + 1);
+    int graph = -1;
+    if (measured.graph) {
+        device.begin_capture();
+        run_chain(job, pairs, restart, true);
+        graph = device.end_capture();
+    }
+    std::vector<double> samples;
+    constexpr int replays = 3;
+    for (int replay = 0; replay < replays; ++replay) {
+        session.barrier();
+        if (graph >= 0) {
+            device.launch(graph);
+        } else {
+            run_chain(job, pairs, restart, true);
+        }
+        device.sync();
+        for (int i = 0; i < pairs && replay > 0; ++i) {  // the first replay warms up
+            samples.push_back(device.between_us(i, i + 1));
+        }
+    }
+    measured.stamped = timing_of(session.slowest(samples));
+}
+
+CallTime launched_by(const std::vector<Launch> &launches) {
+    CallTime call;
+    for (const Launch &launch : launches) {
+        call.blocks = std::max(call.blocks, launch.blocks);
+        call.parameter_bytes = std::max(call.parameter_bytes, launch.parameter_bytes);
+        call.kernels += 1;
+    }
+    return call;
+}
+
+// The kernels that one dispatch and one combine launch; nothing runs.
+void inspect_calls(Job &job, Measured &measured) {
+    Device &device = job.session().device();
+    device.begin_capture();
+    job.dispatch(job.tokens());
+    measured.dispatch_call = launched_by(device.inspect_capture());
+    device.begin_capture();
+    job.combine_received(job.output(0));
+    measured.combine_call = launched_by(device.inspect_capture());
+    measured.launches = true;
+}
+
+// The host's time in eager calls, with bare launches in between, so that both meet the same queue and the same clock.
+void time_calls(Job &job, Measured &measured) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    enum { dispatch, bare_dispatch, combine, bare_combine, kinds };
+    std::vector<double> samples[kinds];
+    constexpr int rounds = 21;
+    constexpr int calls = 20;
+    const auto timed = [&](int kind, bool counts, auto work) {
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+        if (counts) {
+            samples[kind].push_back(us);
+        }
+    };
+    for (int round = 0; round < rounds; ++round) {
+        session.barrier();
+        const bool counts = round > 0;
+        for (int i = 0; i < calls; ++i) {
+            timed(dispatch, counts, [&] { job.dispatch(job.tokens()); });
+            timed(bare_dispatch, counts, [&] { device.bare_launch(measured.dispatch_call.parameter_bytes); });
+            timed(combine, counts, [&] { job.combine_received(job.output(0)); });
+            timed(bare_combine, counts, [&] { device.bare_launch(measured.combine_call.parameter_bytes); });
+            if (session.shares_gpu()) {
+                device.sync();
+            }
+        }
+        device.sync();
+    }
+    std::vector<double> p50;
+    for (auto &of_kind : samples) {
+        p50.push_back(timing_of(of_kind).p50);
+    }
+    p50 = session.slowest(p50);
+    measured.dispatch_call.call_us = p50[dispatch];
+    measured.dispatch_call.bare_us = p50[bare_dispatch];
+    measured.combine_call.call_us = p50[combine];
+    measured.combine_call.bare_us = p50[bare_combine];
+}
+
 // The yardstick of a pair on the host: as many bytes as must be read and written at least, by one memcpy. A dispatch reads a row
 // once and writes it once for each distinct rank; a combine reads those rows once and writes one: tokens + rows sent, both ways.
-// All ranks copy at the same time, again and again for as long as a stretch of pairs takes.
+// All ranks copy at the same time, again and again: a stretch of pairs is timed in the same way.
 double time_memcpy(const Job &job) {
     const Session &session = job.session();
     const World &world = job.world();
@@ -197,7 +302,7 @@ double time_memcpy(const Job &job) {
         return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() / times;
     };
     const double estimate = std::max(copy_us(2), 0.01);
-    const int times = agree(session, static_cast<int>(std::clamp(replay_budget_us / estimate, 1.0, 1e6)));
+    const int times = agree(session, static_cast<int>(std::clamp(memcpy_budget_us / estimate, 1.0, 1e6)));
     std::vector<double> samples;
     for (int i = 0; i < least_iterations; ++i) {
         samples.push_back(copy_us(times));
@@ -206,6 +311,14 @@ double time_memcpy(const Job &job) {
 }
 
 }  // namespace
+
+Measured measure_baseline(Job &job) {
+    const Session &session = job.session();
+    Measured measured;
+    measured.graph = session.options().graph && session.device().graphs() && !job.blocks();
+    time_pairs(job, pair_estimate_us(job), measured);
+    return measured;
+}
 
 Measured measure(Job &job, Channel &channel, const std::string &name) {
     const Session &session = job.session();
@@ -216,6 +329,17 @@ Measured measure(Job &job, Channel &channel, const std::string &name) {
     time_pairs(job, estimate_us, measured);
     channel.send({{"at", name + ": timing dispatch and combine"}});
     time_operations(job, estimate_us, measured);
+    if (session.options().jitter) {
+        channel.send({{"at", name + ": stamping pairs"}});
+        stamp_pairs(job, estimate_us, measured);
+    }
+    if (session.on_cuda() && !job.blocks() && !job.own_rounding()) {
+        inspect_calls(job, measured);
+        if (session.options().call_time) {
+            channel.send({{"at", name + ": timing calls"}});
+            time_calls(job, measured);
+        }
+    }
     if (!session.on_cuda()) {
         measured.memcpy_us = time_memcpy(job);
     }

@@ -26,7 +26,12 @@ struct PairOptions {
     int iterations = 0;  // 0: about a second's worth
     int warmup = 2;
     int pairs = 0;  // 0: 20 on CUDA, fewer on the host for large batches
-    int sms = 0;
+    std::vector<int> sm_budgets = {0};  // 0: automatic
+    bool copy_out = false;
+    bool jitter = false;
+    bool call_time = false;
+    bool baseline = false;
+    std::vector<std::string> compare;
     uint64_t seed = 1;
     double timeout = 30;
     std::string provider = "auto";
@@ -35,8 +40,8 @@ struct PairOptions {
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, hidden, topk, experts, dtype, routing, graph,
-                                   check, threads, json, iterations, warmup, pairs, sms, seed, timeout, provider, mask, uneven,
-                                   corrupt)
+                                   check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, jitter, call_time,
+                                   baseline, compare, seed, timeout, provider, mask, uneven, corrupt)
 
 struct LinkOptions {
     std::string device = "auto";
