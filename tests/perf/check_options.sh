@@ -35,6 +35,10 @@ common=(--device host --ranks 2 --shape nemotron-3 --iterations 2 --warmup 1 --t
 grep -q 'MEASURED ELSEWHERE: a machine of straw, 2026-01-02' "$out/log" || fail "does not say where the others were measured"
 "$perf" pair "${common[@]}" --sweep --sm-budget 0,4 --compare "$out/first.json" --compare "$out/peers.json" --json "$out/second.json" \
     >"$out/log" 2>&1 || fail "the sweep: exit code $?"
+for kind in one-sided reference; do
+    "$perf" pair "${common[@]}" --manager "$kind" --tokens 9 --weighted --mask 0.1 --check --json "$out/weighted.json" >"$out/log" 2>&1 ||
+        fail "weighted combine, $kind: exit code $?"
+done
 python3 - "$out/first.json" "$out/second.json" <<'PYTHON'
 import json, sys
 first, second = (json.load(open(path)) for path in sys.argv[1:])
@@ -55,6 +59,7 @@ PYTHON
 
 must_refuse 'shape' --shape nobody-has-this
 must_refuse '--hidden' --shape kimi-k2 --hidden 5
+must_refuse '--weighted' --weighted --baseline
 must_refuse '--tokens' --sweep --tokens 5
 must_refuse 'another shape: hidden 1024, here 7168' --compare "$out/peers.json"
 must_refuse 'has no pairs of fp32 rows' --shape nemotron-3 --dtype fp32 --compare "$out/peers.json"

@@ -123,11 +123,14 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->capture_default_str();
     app.add_flag("--copy-out", options.copy_out,
                  "received rows go into the caller's own buffers, from which combine reads them, instead of views");
+    CLI::Option *weighted =
+        app.add_flag("--weighted", options.weighted, "combine multiplies each rank's row by the token's weights there");
     app.add_flag("--jitter", options.jitter, "also stamp each of many pairs in a row: p99 over p50, and the longest");
     app.add_flag("--call-time", options.call_time,
                  "CUDA: also the host's time in one eager call, beside a bare launch with as many parameter bytes");
     app.add_flag("--baseline", options.baseline,
-                 "also time all-gather and reduce-scatter in the same processes: NCCL on CUDA, shared memory on the host");
+                 "also time all-gather and reduce-scatter in the same processes: NCCL on CUDA, shared memory on the host")
+        ->excludes(weighted);
     app.add_option("--compare", options.compare,
                    "a JSON file of figures from elsewhere: {meta: {machine, date, shape}, rows: [{lib, dtype, tokens, pair_us}]}, "
                    "or what --json wrote; prints the ratio; may be given several times")

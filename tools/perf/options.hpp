@@ -28,6 +28,7 @@ struct PairOptions {
     int pairs = 0;  // 0: 20 on CUDA, fewer on the host for large batches
     std::vector<int> sm_budgets = {0};  // 0: automatic
     bool copy_out = false;
+    bool weighted = false;
     bool jitter = false;
     bool call_time = false;
     bool baseline = false;
@@ -40,7 +41,7 @@ struct PairOptions {
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, hidden, topk, experts, dtype, routing, graph,
-                                   check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, jitter, call_time,
+                                   check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, weighted, jitter, call_time,
                                    baseline, compare, seed, timeout, provider, mask, uneven, corrupt)
 
 struct LinkOptions {

@@ -181,6 +181,7 @@ void Job::dispatch(const void *tokens, const void *ids) {
 
 void Job::combine(void *rows, uint64_t stride, void *output) {
     moelink_combine_args args = MOELINK_COMBINE_ARGS_INIT;
+    args.mode = world_.weighted ? MOELINK_COMBINE_WEIGHTED : MOELINK_COMBINE_SUM;
     args.input = {rows, row_bytes_, stride, world_.dtype.id, 0};
     args.output = {output, row_bytes_, 0, world_.dtype.id, 0};
     must(moelink_combine(manager_.get(), &args, session_.device().stream()), "moelink_combine");
