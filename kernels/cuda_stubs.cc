@@ -14,5 +14,8 @@ Result combine(const CombineParams &, int, int, CUstream_st *) { return not_buil
 Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }
 Result mask_ids(const MaskIds &, CUstream_st *) { return not_built; }
 Result copy_rows(const CopyRows &, CUstream_st *) { return not_built; }
+Result route(const RouteParams &, CUstream_st *) { return not_built; }
+Result record_load(const RecordParams &, CUstream_st *) { return not_built; }
+Result sum_load(const SumParams &, CUstream_st *) { return not_built; }
 
 }  // namespace moelink::kernels::cuda

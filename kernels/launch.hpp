@@ -188,6 +188,97 @@ struct ExpertRanks {
         if (expert < split) return static_cast<int32_t>(expert / (each + 1));
         return static_cast<int32_t>(larger + (expert - split) / each);
     }
+
+    // First expert of a rank; of the number of ranks: the number of experts.
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t first_of(int32_t rank) const {
+        const auto index = static_cast<uint32_t>(rank);
+        return static_cast<int32_t>(index * each + (index < larger ? index : larger));
+    }
+};
+
+// --- expert-parallel load balancing: which copy of an expert a token takes, and the load window ---
+
+// Where the copies of logical experts are. Slots of expert e: slots[offsets[e]] up to slots[offsets[e + 1]], rising. Rank r owns
+// physical slots as ranks own experts (ExpertRanks). The arrays of layer l begin l rows behind those of layer 0.
+struct CopyTable {
+    int32_t logical;
+    int32_t physical;
+    int32_t ranks;
+    uint32_t reserved;
+    const int32_t *phy2log;  // [physical]; -1: an empty slot
+    const int32_t *offsets;  // [logical + 1]
+    const int32_t *slots;    // [physical]
+
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    CopyTable layer(int64_t index) const {
+        CopyTable table = *this;
+        table.phy2log += index * physical;
+        table.offsets += index * (int64_t{logical} + 1);
+        table.slots += index * physical;
+        return table;
+    }
+};
+
+enum RoutePolicy : int32_t { route_round_robin = 1, route_hashed = 2, route_capacity = 3 };
+
+inline constexpr int max_eplb_ranks = 1024;
+inline constexpr int max_route_segments = 256;
+
+struct RouteParams {
+    CopyTable table;               // of the layer
+    int32_t policy;
+    int32_t tokens;
+    const int32_t *tokens_device;  // nullptr, or a bound on tokens read on the device
+    int32_t top_k;                 // tokens * top_k fits an int32_t
+    int32_t ids_bytes;             // 4 or 8, of both
+    const void *ids;               // [tokens, top_k]
+    void *out_ids;                 // [tokens, top_k]; may be ids
+    uint64_t seed;
+    const int64_t *room;           // nullptr, or [ranks]
+    int64_t *slot_counts;          // nullptr, or [physical]: added to
+    int32_t *segment_counts;       // scratch [max_route_segments, logical]
+    int32_t *totals;               // scratch [logical]
+    int32_t *shares;               // scratch [physical], in the order of table.slots
+};
+
+// Sum of two counts. Negative ones are 0, and it stays at the largest value instead of turning negative.
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+inline int64_t add_counts(int64_t a, int64_t b) {
+    if (b < 0) b = 0;
+    return a > INT64_MAX - b ? INT64_MAX : a + b;
+}
+
+// A ring of passes: pass n is row n % window.
+struct LoadRing {
+    CopyTable table;    // of layer 0
+    int32_t layers;
+    int32_t window;
+    uint64_t *passes;   // [1] recorded so far
+    int64_t *logical;   // [window, layers, logical]
+    int64_t *ranks;     // [window, layers, ranks]
+};
+
+struct RecordParams {
+    LoadRing ring;
+    int64_t *counts;  // [layers, physical]
+    uint32_t clear;   // 1: counts become 0
+    uint32_t reserved;
+};
+
+struct SumParams {
+    LoadRing ring;
+    int32_t steps;         // parts of the window, oldest first
+    uint32_t reserved;
+    int64_t *out_logical;  // [steps, layers, logical]
+    int64_t *out_ranks;    // [layers, ranks]
+    uint64_t *out_passes;  // [1]
 };
 
 namespace host {
@@ -201,6 +292,10 @@ struct Watch {
 // Both return when the round is done here. On a fault the round is lost and fault says why.
 Fault dispatch(const DispatchParams &params, const Watch &watch);
 Fault combine(const CombineParams &params, const Watch &watch);
+
+void route(const RouteParams &params);
+void record_load(const RecordParams &params);
+void sum_load(const SumParams &params);
 
 }  // namespace host
 
@@ -250,6 +345,10 @@ struct CopyRows {
     int64_t group_rows;
 };
 Result copy_rows(const CopyRows &params, CUstream_st *stream);
+
+Result route(const RouteParams &params, CUstream_st *stream);
+Result record_load(const RecordParams &params, CUstream_st *stream);
+Result sum_load(const SumParams &params, CUstream_st *stream);
 
 }  // namespace cuda
 

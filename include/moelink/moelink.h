@@ -10,5 +10,6 @@
 #include <moelink/group.h>
 #include <moelink/memory.h>
 #include <moelink/moe.h>
+#include <moelink/eplb.h>
 
 #endif

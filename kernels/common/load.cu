@@ -10,9 +10,11 @@ namespace moelink::kernels::cuda {
 Result load_dispatch();
 Result load_combine();
 Result load_gather();
+Result load_route();
+Result load_load_window();
 
 Result load_kernels() {
-    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather}) {
+    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window}) {
         if (Result result = load(); result != cudaSuccess) return result;
     }
     return cudaSuccess;

@@ -54,6 +54,7 @@
     X(memset_d8, cuMemsetD8)                                          \
     X(memset_d8_async, cuMemsetD8Async)                               \
     X(copy_to_device, cuMemcpyHtoD)                                   \
+    X(copy_to_device_async, cuMemcpyHtoDAsync)                        \
     X(copy_to_host, cuMemcpyDtoH)                                     \
     X(copy_to_host_async, cuMemcpyDtoHAsync)                          \
     X(ipc_handle, cuIpcGetMemHandle)                                  \

@@ -153,6 +153,28 @@ void Device::clear(void *device, uint64_t bytes) const {
     std::memset(device, 0, bytes);
 }
 
+void Device::write_async(void *device, const void *host, uint64_t bytes, [[maybe_unused]] moelink_stream stream) const {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        check(cuda().copy_to_device_async(address(device), host, bytes, native(stream)), "cuMemcpyHtoDAsync");
+        return;
+    }
+#endif
+    std::memcpy(device, host, bytes);
+}
+
+void Device::clear_async(void *device, uint64_t bytes, [[maybe_unused]] moelink_stream stream) const {
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        check(cuda().memset_d8_async(address(device), 0, bytes, native(stream)), "cuMemsetD8Async");
+        return;
+    }
+#endif
+    std::memset(device, 0, bytes);
+}
+
 void Device::synchronize([[maybe_unused]] moelink_stream stream) const {
 #if MOELINK_CUDA
     if (!on_cuda()) return;

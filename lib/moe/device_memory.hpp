@@ -38,6 +38,9 @@ public:
     void read(void *host, const void *device, uint64_t bytes) const;
     void write(void *device, const void *host, uint64_t bytes) const;
     void clear(void *device, uint64_t bytes) const;
+    // Stream-ordered. Pageable host memory is read before the call returns, pinned memory when the stream comes to it.
+    void write_async(void *device, const void *host, uint64_t bytes, moelink_stream stream) const;
+    void clear_async(void *device, uint64_t bytes, moelink_stream stream) const;
     void synchronize(moelink_stream stream) const;
     void synchronize_all() const;
     bool capturing(moelink_stream stream) const;

@@ -53,4 +53,25 @@ struct LinkOptions {
     std::string json;
 };
 
+struct EplbPlanOptions {
+    std::string loads;
+    int ranks = 0;
+    int slots = 0;  // 0: the least multiple of ranks that is an eighth more than the experts
+    int nodes = 1;
+    int groups = 1;
+    bool replay = false;
+    std::string from;
+    std::string save;
+    uint64_t expert_bytes = 0;
+    double target = 1.01;
+    double move_cost = 0;
+    double min_gain = 0;
+    int64_t max_copies = 0;
+    int max_pair_copies = 0;
+    double deadline_ms = 0;
+    int threads = 0;
+    int repeat = 5;
+    std::string json;
+};
+
 }  // namespace perf

@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <sstream>
 #include <stdexcept>
 
 #include <fmt/format.h>
 #include <sys/stat.h>
 
+#include "loads.hpp"
 #include "values.hpp"
 
 namespace perf {
@@ -20,53 +19,6 @@ constexpr double hot_share = 0.8;
 bool is_file(const std::string &path) {
     struct stat info;
     return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
-}
-
-// Lines of a load file: a topic, then one count for each expert.
-std::vector<std::pair<std::string, std::vector<double>>> read_loads(const std::string &path) {
-    std::ifstream file(path);
-    if (!file) {
-        throw std::runtime_error(fmt::format("{}: cannot be opened", path));
-    }
-    std::vector<std::pair<std::string, std::vector<double>>> topics;
-    std::string line;
-    for (int number = 1; std::getline(file, line); ++number) {
-        while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) {
-            line.pop_back();
-        }
-        if (line.empty()) {
-            continue;
-        }
-        std::stringstream cells(line);
-        std::string topic;
-        std::string cell;
-        std::getline(cells, topic, ',');
-        std::vector<double> counts;
-        while (std::getline(cells, cell, ',')) {
-            size_t used = 0;
-            double count = -1;
-            try {
-                count = std::stod(cell, &used);
-            } catch (const std::exception &) {
-                used = 0;
-            }
-            if (used == 0 || used != cell.size() || !(count >= 0) || std::isinf(count)) {
-                throw std::runtime_error(fmt::format("{}:{}: \"{}\" (column {}) is no count; a line is: topic,count,count,...",
-                                                     path, number, cell, counts.size() + 2));
-            }
-            counts.push_back(count);
-        }
-        if (counts.empty() || (!topics.empty() && counts.size() != topics.front().second.size())) {
-            throw std::runtime_error(
-                fmt::format("{}:{}: has {} counts{}", path, number, counts.size(),
-                            topics.empty() ? "" : fmt::format(", the first line has {}", topics.front().second.size())));
-        }
-        topics.emplace_back(topic, std::move(counts));
-    }
-    if (topics.empty()) {
-        throw std::runtime_error(fmt::format("{}: holds no line of the form topic,count,count,...", path));
-    }
-    return topics;
 }
 
 void agree_experts(PairOptions &options, size_t columns, const std::string &path) {
@@ -86,8 +38,12 @@ std::vector<Routing> load_routings(PairOptions &options, const std::string &spec
         topic = path.substr(path.rfind(':') + 1);
         path.resize(path.rfind(':'));
     }
-    const auto topics = read_loads(path);
-    agree_experts(options, topics.front().second.size(), path);
+    const LoadTrace trace = read_loads(path);
+    if (trace.layers != 1) {
+        throw std::invalid_argument(fmt::format("{} has loads of {} layers; a routing is of one", path, trace.layers));
+    }
+    const auto &topics = trace.steps;
+    agree_experts(options, static_cast<size_t>(trace.experts), path);
     std::vector<Routing> routings;
     std::string names;
     for (const auto &[name, counts] : topics) {
@@ -97,7 +53,7 @@ std::vector<Routing> load_routings(PairOptions &options, const std::string &spec
         names += (names.empty() ? "" : ", ") + name;
     }
     if (topic.empty()) {
-        Routing sum{"load:(sum)", std::vector<double>(topics.front().second.size()), nullptr,
+        Routing sum{"load:(sum)", std::vector<double>(static_cast<size_t>(trace.experts)), nullptr,
                     fmt::format("load:(sum) adds the loads of all {} topics of {} ({})", topics.size(), path, names)};
         for (const auto &[name, counts] : topics) {
             for (size_t e = 0; e < counts.size(); ++e) {

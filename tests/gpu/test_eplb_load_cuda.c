@@ -1,0 +1,3 @@
+/* The load window of tests/ranks, on GPUs. */
+#define TEST_DEVICE MOELINK_DEVICE_CUDA
+#include "../ranks/test_eplb_load.c"
