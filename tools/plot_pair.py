@@ -26,16 +26,16 @@ def describe(document):
             f"{len(devices)} ranks on {kind}, {document['date'][:10]}, {calls}")
 
 
-def peers_of(document, files):
-    """{library: {tokens: us}} and where it was measured: from the run's own comparison, and from files of the form that
-    moelink-perf's --compare reads."""
+def peers_of(document):
+    """{library: {tokens: us}} and where it was measured: from the run's own comparison, and from document["peers"], tables of
+    the form that moelink-perf's --compare reads."""
     found, machines = {}, []
     for one in document.get("compare", []):
         found.setdefault(one["lib"], {})[one["tokens"]] = one["their_pair_us"]
         if one["measured_elsewhere"] not in machines:
             machines.append(one["measured_elsewhere"])
     settings = document["settings"]
-    for peers in files:
+    for peers in document.get("peers", []):
         shape = peers["meta"]["shape"]
         ours = {"hidden": settings["hidden"], "top_k": settings["topk"], "experts": settings["experts"], "ranks": settings["ranks"]}
         wrong = [f"{key} {shape[key]}, not {value}" for key, value in ours.items() if shape.get(key, value) != value]
@@ -68,12 +68,12 @@ def dress(axes, values, name, log_times):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def plot_pairs(pyplot, document, files=()):
-    """Log-log, from the JSON of one run; `files`: further JSON documents of peers' figures."""
+def plot_pairs(pyplot, document):
+    """Log-log, from the JSON of one run."""
     figure, axes = pyplot.subplots(figsize=(9, 6.5))
     rows = [row for row in document["rows"] if budget_of(row) == budget_of(document["rows"][0])]
     sizes = sorted({row["tokens"] for row in rows})
-    peers, machines = peers_of(document, files)
+    peers, machines = peers_of(document)
     for i, (lib, times) in enumerate(sorted(peers.items())):
         points = [(tokens, times[tokens]) for tokens in sizes if tokens in times]
         if points:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Usage: check_options.sh MOELINK_PERF
+# Usage: check_options.sh MOELINK_PERF PLOT
 # What a pair run adds on demand is in its table and its JSON, and the ratios to other files are those of the figures.
 set -euo pipefail
 perf=$1
+plot=$2
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
@@ -56,6 +57,18 @@ sizes = [1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 assert [(row["tokens"], row["sm_budget"]) for row in second["rows"]] == [(size, budget) for size in sizes for budget in (0, 4)]
 assert "compare" not in second, "no size of the sweep is in the other files"
 PYTHON
+
+# Pictures, where matplotlib is installed; the second file has two budgets, which is too few for a picture of them.
+"$perf" pair "${common[@]}" --tokens 4 --sm-budget 1,2,0 --json "$out/budgets.json" >"$out/log" 2>&1 || fail "budgets: exit code $?"
+for name in first second budgets; do
+    status=0
+    "$plot" "$out/$name.json" --peers "$out/peers.json" -o "$out/$name.svg" >"$out/log" 2>&1 || status=$?
+    if grep -q 'matplotlib is missing' "$out/log"; then
+        echo "matplotlib is not installed: no picture was drawn"
+        break
+    fi
+    [ "$status" -eq 0 ] && [ -s "$out/$name.svg" ] || fail "the picture of $name.json: exit code $status"
+done
 
 must_refuse 'shape' --shape nobody-has-this
 must_refuse '--hidden' --shape kimi-k2 --hidden 5
