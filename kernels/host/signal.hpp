@@ -50,11 +50,12 @@ inline void pause() {
 #endif
 }
 
-// Whether the word carries the epoch; then its value into *value.
-inline bool arrived(uint64_t *word, uint32_t epoch, uint32_t *value) {
-    const uint64_t seen = std::atomic_ref<uint64_t>(*word).load(std::memory_order_acquire);
-    if (static_cast<uint32_t>(seen >> 32) != epoch) return false;
-    *value = static_cast<uint32_t>(seen);
+// Whether the word carries the epoch; then its value into *value. What epoch was seen goes into *seen.
+inline bool arrived(uint64_t *word, uint32_t epoch, uint32_t *value, uint32_t *seen) {
+    const uint64_t all = std::atomic_ref<uint64_t>(*word).load(std::memory_order_acquire);
+    *seen = static_cast<uint32_t>(all >> 32);
+    if (*seen != epoch) return false;
+    *value = static_cast<uint32_t>(all);
     return true;
 }
 
@@ -63,17 +64,17 @@ inline bool await_word(uint64_t *word, uint32_t epoch, uint32_t *value, int32_t 
                        std::chrono::steady_clock::time_point deadline, const Watch &watch, Fault *fault) {
     constexpr int looks = 32;  // between two readings of the clock
     constexpr long slice_ns = 20'000'000;
+    uint32_t seen = 0;
     const auto sleep_from = std::chrono::steady_clock::now() + spin_time(ranks);
     for (int look = 1; look % looks != 0 || std::chrono::steady_clock::now() < sleep_from; ++look) {
-        if (arrived(word, epoch, value)) return true;
+        if (arrived(word, epoch, value, &seen)) return true;
         pause();
     }
     for (;;) {
-        const uint32_t seen = std::atomic_ref<uint32_t>(*epoch_half(word)).load(std::memory_order_acquire);
-        if (arrived(word, epoch, value)) return true;
+        if (arrived(word, epoch, value, &seen)) return true;
         if (watch.lost != nullptr && watch.lost(watch.user, fault)) {
             // The peer may have announced and left in good order since the word was read.
-            if (arrived(word, epoch, value)) return true;
+            if (arrived(word, epoch, value, &seen)) return true;
             fault->code = fault_peer;
             fault->phase = phase;
             return false;

@@ -26,9 +26,9 @@ Examples:
       Real loads, each topic of the file in turn; the number of experts is the file's.
   moelink-perf pair --ranks 2 --routing uniform --routing zipf:1.0 --routing hot
       Several routings in one table.
-  moelink-perf pair --sweep --graph --check --jitter --call-time --baseline --compare peers.json --json sweep.json
+  moelink-perf pair --sweep --check --jitter --call-time --baseline --compare peers.json --json sweep.json
       Everything about one shape: all batch sizes, beside NCCL's all-gather and reduce-scatter and beside figures from elsewhere.
-  moelink-perf pair --shape kimi-k2 --sweep --graph --check
+  moelink-perf pair --shape kimi-k2 --sweep --check
       The shape of another model.
   moelink-perf pair --graph --tokens 4096 --sm-budget 4,8,16,24,32,64,0 --json budgets.json
       How few multiprocessors are enough.
@@ -70,8 +70,12 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->check(CLI::Range(1, 1 << 24))
         ->capture_default_str();
     app.add_flag_callback(
-           "--sweep", [&] { options.tokens.assign(perf::sweep_tokens.begin(), perf::sweep_tokens.end()); },
-           "the headline's batch sizes: --tokens 1,8,32,64,128,256,512,1024,2048,4096")
+           "--sweep",
+           [&] {
+               options.sweep = true;
+               options.tokens.assign(perf::sweep_tokens.begin(), perf::sweep_tokens.end());
+           },
+           "the headline's table: --tokens 1,8,32,64,128,256,512,1024,2048,4096, and on CUDA --graph")
         ->excludes(tokens);
     CLI::Option *hidden = app.add_option("--hidden", options.hidden, "values in a token's row")
                               ->check(CLI::Range(1, 1 << 20))

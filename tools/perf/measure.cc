@@ -193,10 +193,17 @@ void stamp_pairs(Job &job, double estimate_us, Measured &measured) {
     const int pairs = long_row ? agree(session, session.on_cuda() ? most_stamped : fitting) : default_pairs;
     const int restart = restart_after(job.world());
     device.reserve_marks(pairs + 1);
+    const bool starts_on_device = session.start_note().empty();
+    const auto row = [&] {
+        if (starts_on_device) {
+            session.align();  // the first pair is like the others
+        }
+        run_chain(job, pairs, restart, true);
+    };
     int graph = -1;
     if (measured.graph) {
         device.begin_capture();
-        run_chain(job, pairs, restart, true);
+        row();
         graph = device.end_capture();
     }
     std::vector<double> samples;
@@ -206,7 +213,7 @@ void stamp_pairs(Job &job, double estimate_us, Measured &measured) {
         if (graph >= 0) {
             device.launch(graph);
         } else {
-            run_chain(job, pairs, restart, true);
+            row();
         }
         device.sync();
         for (int i = 0; i < pairs && replay > 0; ++i) {  // the first replay warms up

@@ -55,6 +55,7 @@ void check_options(const PairOptions &options) {
 
 int run_pair(PairOptions options, const std::string &command) {
     resolve_device(options);
+    options.graph = options.graph || (options.sweep && options.device == "cuda");
     options.check = options.check || !options.corrupt.empty();
     check_options(options);
     const auto routings = make_routings(options);
