@@ -9,8 +9,8 @@ constexpr Result not_built = -1;
 
 const char *error_text(Result) { return "this build has no CUDA"; }
 Result load_kernels() { return not_built; }
-Result dispatch(const DispatchParams &, int, CUstream_st *) { return not_built; }
-Result combine(const CombineParams &, int, int, CUstream_st *) { return not_built; }
+Result dispatch(const DispatchParams &, const Launch &) { return not_built; }
+Result combine(const CombineParams &, const Launch &) { return not_built; }
 Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }
 Result mask_ids(const MaskIds &, CUstream_st *) { return not_built; }
 Result copy_rows(const CopyRows &, CUstream_st *) { return not_built; }

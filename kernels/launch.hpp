@@ -12,20 +12,32 @@ namespace moelink::kernels {
 inline constexpr int max_top_k = 32;
 inline constexpr int max_payloads = 16;
 inline constexpr int max_cuda_ranks = 128;
+inline constexpr int near_ranks = 16;  // ranks whose addresses travel in the kernel's parameters
+
+// Packets: few rows travel as 16-byte words of 12 bytes of data and a tag (the epoch), each written and read as one access, so
+// that no fence and no flag stand between a row and its use. A tile of a row is 96 vectors of 16 bytes in 128 packets.
+inline constexpr int max_packet_rows = 96;  // rows that a rank may send to another as packets
+inline constexpr uint64_t packet_tile_data = 1536;
+inline constexpr uint64_t packet_tile_bytes = 2048;
+inline constexpr uint64_t packet_routing_bytes = 512;  // one packet an id, weight and half of the row's origin
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+inline constexpr uint64_t packet_tiles(uint64_t row_bytes) { return (row_bytes + packet_tile_data - 1) / packet_tile_data; }
+inline constexpr uint32_t packets_bit = 1u << 31;  // in the value of a count word: the round's rows come as packets
 
 // Control words that one rank (the source) writes into another's workspace: one line a source and slot.
-// A word is epoch << 32 | value; epochs count rounds of one slot up from 1 and are compared for equality. The row counters
-// count up for ever: what a round brought is the difference to the count before it.
+// A word is epoch << 32 | value; epochs count rounds of one slot up from 1 and are compared for equality. The row counter
+// counts up for ever: what a round brought is the difference to the count before it.
 struct alignas(128) SourceLine {
-    uint64_t dispatch_count;  // rows that this round brings
+    uint64_t dispatch_count;  // rows that this round brings; packets_bit: as packets
     uint64_t dispatch_shape;  // hash of what ranks must agree on in a round
     uint64_t dispatch_rows;   // rows that have arrived, all rounds
     uint64_t combine_count;
     uint64_t combine_shape;
-    uint64_t combine_rows;
     uint64_t combine_input;   // host: where the rows begin in the slot of their rank, when they stay there; 0: they are pushed
     uint64_t combine_stride;  // host: from one of those rows to the next
-    uint64_t reserved[8];
+    uint64_t reserved[9];
 };
 static_assert(sizeof(SourceLine) == 128);
 
@@ -41,9 +53,15 @@ struct RowPlace {
     int32_t slot;
 };
 
+// Where a token of our own lies among the rows that we receive from ourselves, and which of its distinct ranks we are (-1: none).
+struct OwnRow {
+    int32_t row;
+    int32_t distinct;
+};
+
 // One slot's private state on a rank. A round's dispatch and combine have the same epoch. While one of the two kernels runs it
-// reads only what the other one wrote, so its blocks need not wait for each other at the end: dispatch moves dispatch_epoch and
-// combine_base on, combine moves combine_epoch and dispatch_base on.
+// reads only what the other one wrote, so its blocks need not wait for each other at the end: dispatch moves dispatch_epoch on,
+// combine moves combine_epoch and dispatch_base on.
 struct alignas(128) SlotState {
     uint32_t dispatch_epoch;
     uint32_t combine_epoch;
@@ -82,33 +100,115 @@ struct SlotLayout {
     uint64_t lines;        // SourceLine [ranks]
     uint64_t state;        // SlotState
     uint64_t dispatch_base;  // uint64 [ranks]: dispatch_rows before the round
-    uint64_t combine_base;   // uint64 [ranks]
     uint64_t recv_counts;  // int32 [ranks]
     uint64_t send_counts;  // int32 [ranks]: rows with an expert there, so rows that come back
+    uint64_t received;     // uint32 [ranks]: rows of the round from each rank, and packets_bit
     uint64_t filled;       // Filled [ranks]
     uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
+    uint64_t distinct_ranks;  // int32 [capacity, max_distinct]: which they are, in rank order
     uint64_t weight_sums;  // float [capacity, max_distinct]
     uint64_t places;       // RowPlace [capacity, max_distinct]: host
     uint64_t ids;          // int32 [ranks, capacity, top_k]
     uint64_t weights;      // float [ranks, capacity, top_k]
     uint64_t origins;      // RowOrigin [ranks, capacity]
+    uint64_t own_rows;     // OwnRow [capacity]
+    uint64_t arrived;      // uint32 [capacity, max_distinct]: epoch of the row in the combine plane
+    uint64_t dispatch_packets;  // bytes [ranks, packet_rows, dispatch_packet_bytes]
+    uint64_t combine_packets;   // bytes [packet_rows, max_distinct, combine_packet_bytes]
     uint64_t planes[max_payloads];  // bytes [ranks, capacity, plane_stride]
     uint64_t combine;      // bytes [capacity, max_distinct, combine_row_bytes]
     uint64_t bytes;        // of one slot
 };
 
+// Division by a number that is known early: exact for all 32-bit numerators.
+struct Divisor {
+    uint64_t factor;  // 2^64 / number, rounded up; 0 stands for the number 1
+
+    Divisor() = default;
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    explicit Divisor(uint32_t number) : factor(number <= 1 ? 0 : UINT64_MAX / number + 1) {}
+
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    uint32_t divide(uint32_t numerator) const {
+        if (factor == 0) return numerator;
+        const uint64_t low = uint64_t{numerator} * static_cast<uint32_t>(factor) >> 32;
+        return static_cast<uint32_t>((uint64_t{numerator} * (factor >> 32) + low) >> 32);
+    }
+};
+
+// Which rank owns an expert: rank r owns experts / ranks of them in order, the first experts % ranks ranks one more.
+struct ExpertRanks {
+    uint32_t experts;
+    uint32_t larger;  // ranks that own one more
+    uint32_t split;   // first expert of the ranks that do not
+    uint32_t few;     // experts of those
+    Divisor each;
+    Divisor each_more;
+
+    ExpertRanks() = default;
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    ExpertRanks(int32_t experts_, int32_t ranks)
+        : experts(static_cast<uint32_t>(experts_)), larger(static_cast<uint32_t>(experts_ % ranks)),
+          split(larger * (static_cast<uint32_t>(experts_ / ranks) + 1)), few(static_cast<uint32_t>(experts_ / ranks)), each(few),
+          each_more(few + 1) {}
+
+    // First expert of a rank; of the number of ranks: the number of experts.
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t first_of(int32_t rank) const {
+        const auto index = static_cast<uint32_t>(rank);
+        return static_cast<int32_t>(index * few + (index < larger ? index : larger));
+    }
+
+    // -1 for an id that means no expert.
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t rank_of(int64_t id) const {
+        return static_cast<uint64_t>(id) < experts ? rank_of_expert(static_cast<uint32_t>(id)) : -1;
+    }
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t rank_of(int32_t id) const {
+        return static_cast<uint32_t>(id) < experts ? rank_of_expert(static_cast<uint32_t>(id)) : -1;
+    }
+
+private:
+#if defined(__CUDACC__)
+    __host__ __device__
+#endif
+    int32_t rank_of_expert(uint32_t expert) const {
+        const bool more = expert < split;
+        const uint32_t rank = (more ? each_more : each).divide(more ? expert : expert - split);
+        return static_cast<int32_t>(more ? rank : larger + rank);
+    }
+};
+
 struct Workspace {
     int32_t rank;
     int32_t ranks;
-    int32_t num_experts;
     int32_t top_k;
     int32_t capacity;      // rows that one rank can send to another: slots_per_rank
     int32_t max_distinct;  // min(ranks, top_k)
+    int32_t packet_rows;   // tokens up to which rows may travel as packets; 0 on the host
+    uint32_t dispatch_packet_bytes;  // of one row
+    uint32_t combine_packet_bytes;
+    int32_t reserved;
+    ExpertRanks owners;
     uint64_t timeout_ns;
     uint64_t generation;
     Anchor *anchor;
     Fault *fault;               // pinned host memory as the kernel sees it
     unsigned char *const *peers;  // [ranks] this slot's start in each rank's workspace, as mapped here
+    unsigned char *near[near_ranks];  // the same, where there are no more ranks than that
     unsigned char *mine;        // peers[rank]
     SlotLayout layout;
 };
@@ -123,6 +223,8 @@ struct Payload {
     uint64_t output_stride;
     int32_t width;             // widest access [bytes] that source, plane and row_bytes allow: 16, 8, 4, 2, 1
     int32_t output_width;
+    uint32_t packets;          // offset in a row's packets
+    uint32_t tiles;            // of a row
 };
 
 struct DispatchParams {
@@ -136,6 +238,10 @@ struct DispatchParams {
     uint32_t shape;
     int32_t payload_count;
     uint32_t to_all;    // every rank receives every token (all-gather)
+    uint32_t packets;   // rows may travel as packets: they are whole 16-byte vectors
+    uint32_t whole_ids; // a token's ids are whole 16-byte vectors
+    uint32_t reserved;
+    uint32_t row_tiles; // of a row with all its payloads and one for its routing
     Payload payloads[max_payloads];
 };
 
@@ -151,7 +257,7 @@ struct CombineParams {
     int32_t value_type;
     int32_t weighted;
     int32_t push_width;    // widest access that input, plane and row_bytes allow
-    int32_t reduce_width;  // 16 when whole 16-byte vectors can be read and written, else the value's size
+    int32_t reduce_width;  // 16 when whole 16-byte vectors can be read from input and plane and written, else the value's size
     uint32_t shape;
     uint32_t reserved;
 };
@@ -163,41 +269,6 @@ inline int32_t access_width(uint64_t bits) {
     }
     return 1;
 }
-
-// Which rank owns an expert: rank r owns experts / ranks of them in order, the first experts % ranks ranks one more.
-struct ExpertRanks {
-    uint32_t experts;
-    uint32_t each;
-    uint32_t larger;  // ranks that own one more
-    uint32_t split;   // first expert of the ranks that do not
-
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    ExpertRanks(int32_t experts_, int32_t ranks)
-        : experts(static_cast<uint32_t>(experts_)), each(static_cast<uint32_t>(experts_ / ranks)),
-          larger(static_cast<uint32_t>(experts_ % ranks)), split(larger * (each + 1)) {}
-
-    // -1 for an id that means no expert.
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t rank_of(int64_t id) const {
-        if (static_cast<uint64_t>(id) >= experts) return -1;
-        uint32_t expert = static_cast<uint32_t>(id);
-        if (expert < split) return static_cast<int32_t>(expert / (each + 1));
-        return static_cast<int32_t>(larger + (expert - split) / each);
-    }
-
-    // First expert of a rank; of the number of ranks: the number of experts.
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t first_of(int32_t rank) const {
-        const auto index = static_cast<uint32_t>(rank);
-        return static_cast<int32_t>(index * each + (index < larger ? index : larger));
-    }
-};
 
 // --- expert-parallel load balancing: which copy of an expert a token takes, and the load window ---
 
@@ -307,9 +378,16 @@ const char *error_text(Result result);
 
 // Loads every kernel on the current device: a lazily loaded kernel behind a spinning one deadlocks.
 Result load_kernels();
-// Blocks (one a multiprocessor) that a kernel uses at most.
-Result dispatch(const DispatchParams &params, int blocks, CUstream_st *stream);
-Result combine(const CombineParams &params, int blocks, int tokens, CUstream_st *stream);
+// How a kernel is launched. `early`: its blocks may take their place while the kernel before it ends (programmatic dependent
+// launch); only where no other rank's or slot's waiting kernel wants that place.
+struct Launch {
+    int blocks;  // at most, one a multiprocessor
+    int tokens;  // of this rank, at most
+    bool early;
+    CUstream_st *stream;
+};
+Result dispatch(const DispatchParams &params, const Launch &launch);
+Result combine(const CombineParams &params, const Launch &launch);
 
 // Pieces of the gathering manager over NCCL; all stream-ordered, rows are [rows] of row_bytes each.
 struct GatherIds {
@@ -325,7 +403,8 @@ struct GatherIds {
 Result gather_ids(const GatherIds &params, CUstream_st *stream);
 
 struct MaskIds {
-    int32_t rank, ranks, num_experts, top_k, capacity, invalid_id;
+    int32_t rank, ranks, top_k, capacity, invalid_id;
+    ExpertRanks owners;
     const int32_t *tokens;        // [ranks]
     int32_t *ids;                 // [ranks, capacity, top_k]: in place
     uint8_t *local;               // [ranks, capacity]: 1 when a row has an expert here

@@ -26,8 +26,31 @@ struct Teams {
     }
 };
 
-// Share of `total` of this block: [begin, end), in order of blocks.
-__device__ __forceinline__ int64_t share_begin(int64_t total, int64_t block) { return total * block / gridDim.x; }
+// Items of many lists shared out among the warps of all blocks, one after another over the blocks so that few items meet many
+// multiprocessors. `first`: the warp number in this grid; lists follow each other without a gap.
+class WarpShare {
+public:
+    __device__ WarpShare(int block, int blocks) : next_(block + static_cast<int>(threadIdx.x / 32) * blocks), warps_(blocks * (block_threads / 32)) {}
+
+    __device__ __forceinline__ int first() const { return next_; }
+
+    // body(item) for this warp's items of a list of `count`.
+    template <class Body>
+    __device__ __forceinline__ void each(int count, Body &&body) {
+        for (; next_ < count; next_ += warps_) body(next_);
+        next_ -= count;
+    }
+
+private:
+    int next_;
+    int warps_;
+};
+
+// Share of `total` of this block: [begin, end), in order of blocks, the first blocks one more.
+__device__ __forceinline__ int64_t share_begin(int32_t total, int32_t block) {
+    const int32_t blocks = gridDim.x, each = total / blocks;
+    return int64_t{each} * block + min(block, total - each * blocks);
+}
 
 // Calls body with a value of the vector type of `width` bytes.
 template <class Body>
@@ -62,15 +85,15 @@ struct Batch {
     }
 };
 
-// One team copies one row.
-__device__ __forceinline__ void copy_row(const Teams &teams, const unsigned char *from, unsigned char *to, uint64_t bytes, int32_t width) {
+// `threads` threads copy one row.
+__device__ __forceinline__ void copy_row(int threads, int thread, const unsigned char *from, unsigned char *to, uint64_t bytes, int32_t width) {
     with_width(width, [&](auto vector) {
         using V = decltype(vector);
         const int64_t count = static_cast<int64_t>(bytes / sizeof(V));
-        for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
+        for (int64_t first = thread; first < count; first += int64_t{threads} * unroll) {
             Batch<V> batch;
-            batch.load(from, first, count, teams.width);
-            batch.store(to, first, count, teams.width);
+            batch.load(from, first, count, threads);
+            batch.store(to, first, count, threads);
         }
     });
 }

@@ -8,9 +8,28 @@
 
 namespace moelink::kernels::cuda {
 
+// What is polled is loaded relaxed; an acquire of the same word follows once it holds what is awaited.
+__device__ __forceinline__ uint64_t load_relaxed(const uint64_t *at) {
+    uint64_t value;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t *at) {
+    uint32_t value;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ uint64_t load_acquire(const uint64_t *at) {
     uint64_t value;
     asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t *at) {
+    uint32_t value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
     return value;
 }
 
@@ -19,6 +38,10 @@ __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.sys;" ::: 
 
 __device__ __forceinline__ void store_relaxed(uint64_t *at, uint64_t value) {
     asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed(uint32_t *at, uint32_t value) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
 }
 
 __device__ __forceinline__ void add_relaxed(uint64_t *at, uint64_t value) {
@@ -50,52 +73,56 @@ __device__ inline void report(const Workspace &ws, FaultCode code, int32_t peer,
     fault->code = code;
 }
 
-// Called by all threads at a kernel's entry, before anything in the workspace is touched. False: do nothing.
-__device__ inline bool may_run(const Workspace &ws) {
-    bool stop = false;
+// A kernel's entry, by all threads; false: do nothing. The workspace may be gone, which only the host can bring about, so this is
+// asked before the kernel ahead has ended (programmatic dependent launch). Nothing that it wrote may be read, and nothing that
+// it reads written, before its end, which comes next. Then the next kernel of the stream may take its place on the multiprocessors.
+__device__ __forceinline__ bool enter(const Workspace &ws) {
+    bool stale = false;
     if (threadIdx.x == 0 && *static_cast<volatile uint64_t *>(&ws.anchor->generation) != ws.generation) {
-        stop = true;
+        stale = true;
         static_cast<volatile Fault *>(ws.fault)->stale = 1;
     }
-    if (threadIdx.x == 32 && read_volatile(&ws.anchor->faulted) != 0u) stop = true;
-    return !__syncthreads_or(stop);
+    stale = __syncthreads_or(stale);
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    return !stale;
 }
+
+// One thread's finding, to be shared with the others before a peer is told anything: an earlier kernel has left a fault.
+__device__ __forceinline__ bool found_fault(const Workspace &ws) { return threadIdx.x == 32 && read_volatile(&ws.anchor->faulted) != 0u; }
 
 // One thread's wait with a deadline; `ready` is polled and says when it is over.
 template <class Ready>
 __device__ inline bool await(const Workspace &ws, int32_t peer, Phase phase, Ready &&ready) {
-    const uint64_t start = now_ns();
+    uint64_t start = 0;
     for (uint32_t polls = 1;; ++polls) {
         if (ready()) return true;
         if (polls % 64 != 0) continue;
         if (read_volatile(&ws.anchor->faulted) != 0u) return false;
-        if (now_ns() - start > ws.timeout_ns) {
+        const uint64_t now = now_ns();
+        if (start == 0) start = now;
+        if (now - start > ws.timeout_ns) {
             report(ws, fault_timeout, peer, phase);
             return false;
         }
     }
 }
 
-// Awaits one peer's rows of a round: its count word, the shape it must share with ours, then the rows themselves.
-// `expected` below 0: the count is the peer's to say.
-__device__ inline bool await_rows(const Workspace &ws, const uint64_t *count_word, const uint64_t *shape_word, const uint64_t *rows_word,
-                                  uint64_t base, uint32_t epoch, uint32_t shape, int32_t expected, int32_t peer, Phase phase,
-                                  int32_t *out_rows) {
-    uint64_t word = 0;
+// Awaits a peer's count of this round and checks the shape that it must share with ours. The two words come in any order.
+__device__ inline bool await_count(const Workspace &ws, const uint64_t *count_word, const uint64_t *shape_word, uint32_t epoch, uint32_t shape,
+                                   int32_t peer, Phase phase, uint32_t *out) {
+    uint64_t count = 0, hash = 0;
     if (!await(ws, peer, phase, [&] {
-            word = load_acquire(count_word);
-            return static_cast<uint32_t>(word >> 32) == epoch;
+            count = load_relaxed(count_word);
+            hash = load_relaxed(shape_word);
+            return static_cast<uint32_t>(count >> 32) == epoch && static_cast<uint32_t>(hash >> 32) == epoch;
         })) {
         return false;
     }
-    const uint32_t rows = static_cast<uint32_t>(word);
-    if (load_acquire(shape_word) != tagged(epoch, shape) || (expected >= 0 && rows != static_cast<uint32_t>(expected))) {
-        report(ws, fault_mismatch, peer, phase);
-        return false;
-    }
-    if (!await(ws, peer, phase, [&] { return load_acquire(rows_word) - base == rows; })) return false;
-    *out_rows = static_cast<int32_t>(rows);
-    return true;
+    *out = static_cast<uint32_t>(count);
+    if (static_cast<uint32_t>(hash) == shape) return true;
+    report(ws, fault_mismatch, peer, phase);
+    return false;
 }
 
 }  // namespace moelink::kernels::cuda

@@ -18,8 +18,7 @@ struct Destination {
 class Router {
 public:
     explicit Router(const DispatchParams &params)
-        : params_(params), owners_(params.workspace.num_experts, params.workspace.ranks),
-          is_owner_(static_cast<size_t>(params.workspace.ranks)) {
+        : params_(params), owners_(params.workspace.owners), is_owner_(static_cast<size_t>(params.workspace.ranks)) {
         to_.reserve(static_cast<size_t>(params.workspace.ranks));
     }
 

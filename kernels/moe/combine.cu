@@ -1,10 +1,9 @@
-// Push combine: one kernel. Blocks share out the received rows and store each into its owner's plane, at the token's number and
-// the rank's place among the token's distinct ranks; then they share out our own tokens, wait for all ranks' rows, and add a
-// token's rows in rank order in fp32.
-#include "common/rows.cuh"
-#include "common/signal.cuh"
-
-#include <algorithm>
+// Push combine: one kernel whose blocks have two parts. Some push: they store each received row into its owner's plane, at the
+// token's number and the rank's place among the token's distinct ranks, and mark it as arrived; or send it as packets, where it
+// came as packets. The others add: they wait for the rows of one token after another and add them in rank order in fp32. Rows of
+// our own tokens that our own experts worked on are read where they are.
+#include "common/packets.cuh"
+#include "common/start.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,70 +12,125 @@ namespace moelink::kernels::cuda {
 
 namespace {
 
-constexpr int least_blocks = 32;  // rows to push may be many where own tokens are few
+constexpr int least_blocks = 32;   // rows to push may be many where own tokens are few
+constexpr int most_teams = 4;
 
 struct Shared {
     unsigned char *peers[max_cuda_ranks];
-    int64_t start[max_cuda_ranks + 1];  // first row of the i-th source in order of pushing
+    uint32_t counts[max_cuda_ranks];  // rows received from each rank; packets_bit: they go back as packets
     uint32_t epoch;
+    int32_t tokens;
 };
 
-// The i-th source to push to: every rank begins with another, so that no port gets all of them at once.
-__device__ __forceinline__ int32_t source_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
+__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
 
-__device__ void prefix_counts(const Workspace &ws, Shared &shared) {
-    const int32_t *counts = part<int32_t>(ws.mine, ws.layout.recv_counts);
-    if (threadIdx.x < ws.ranks) shared.start[threadIdx.x + 1] = counts[source_at(ws, threadIdx.x)];
-    if (threadIdx.x == 0) shared.start[0] = 0;
-    __syncthreads();
+// The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
+__device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
+
+// The threads of a block in teams, a row each: four teams, or fewer larger ones where a block has fewer rows.
+struct RowTeams {
+    int count;
+    int team;
+    int lane;
+    int width;
+
+    __device__ RowTeams(int64_t rows, int blocks) {
+        count = rows > 2 * int64_t{blocks} ? most_teams : rows > blocks ? 2 : 1;
+        width = block_threads / count;
+        team = static_cast<int>(threadIdx.x) / width;
+        lane = static_cast<int>(threadIdx.x) % width;
+    }
+
+    __device__ __forceinline__ void sync() const { asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "r"(width) : "memory"); }
+};
+
+__device__ __forceinline__ uint64_t place_of(const Workspace &ws, int64_t token, int32_t distinct) {
+    return static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct) + static_cast<uint64_t>(distinct);
+}
+
+__device__ __forceinline__ const unsigned char *input_row(const CombineParams &params, int32_t source, int64_t row) {
+    return params.input + static_cast<uint64_t>(int64_t{source} * params.workspace.capacity + row) * params.input_stride;
+}
+
+// --- pushing ------------------------------------------------------------------------------------------------------------------
+
+// Rows in turn from all sources, so that the first tokens of every rank are whole first.
+__device__ void push_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
+    const Workspace &ws = params.workspace;
+    const int others = ws.ranks - 1;
+    int32_t most = 0;
+    for (int i = 0; i < others; ++i) {
+        const uint32_t count = shared.counts[other_at(ws, i)];
+        if ((count & packets_bit) == 0) most = max(most, rows_in(count));
+    }
+    const int64_t end = int64_t{most} * others;
+    const RowTeams teams(end, blocks);
+    for (int64_t item = int64_t{teams.team} * blocks + block; item < end; item += int64_t{blocks} * teams.count) {
+        const int32_t source = other_at(ws, static_cast<int32_t>(item % others));
+        const int64_t row = item / others;
+        const uint32_t count = shared.counts[source];
+        if ((count & packets_bit) != 0 || row >= rows_in(count)) continue;
+        const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
+        const uint64_t place = place_of(ws, origin.token, origin.distinct);
+        copy_row(teams.width, teams.lane, input_row(params, source, row), shared.peers[source] + ws.layout.combine + place * params.row_bytes,
+                 params.row_bytes, params.push_width);
+        teams.sync();
+        if (teams.lane == 0) {
+            fence();
+            store_relaxed(part<uint32_t>(shared.peers[source], ws.layout.arrived) + place, shared.epoch);
+        }
+    }
+}
+
+__device__ void push_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
+    const Workspace &ws = params.workspace;
+    const int lane = threadIdx.x % 32;
+    const int row_tiles = static_cast<int>(packet_tiles(params.row_bytes));
+    for (int i = 0; i < ws.ranks - 1; ++i) {
+        const int32_t source = other_at(ws, i);
+        const uint32_t count = shared.counts[source];
+        if ((count & packets_bit) == 0) continue;
+        share.each(rows_in(count) * row_tiles, [&](int item) {
+            const int row = item / row_tiles, tile = item % row_tiles;
+            const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
+            const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
+            const Piece piece = load_piece(input_row(params, source, row), tile, lane, valid);
+            send_piece(shared.peers[source] + ws.layout.combine_packets + place_of(ws, origin.token, origin.distinct) * ws.combine_packet_bytes +
+                           tile * packet_tile_bytes,
+                       lane, valid, piece, shared.epoch);
+        });
+    }
+}
+
+// That we have come to this combine, to every rank. Nothing needs to come before: rows have marks or tags of their own.
+__device__ void announce(const CombineParams &params, const Shared &shared) {
+    const Workspace &ws = params.workspace;
+    const int32_t source = threadIdx.x;
+    if (source < ws.ranks) {
+        SourceLine *line = part<SourceLine>(shared.peers[source], ws.layout.lines) + ws.rank;
+        const uint32_t rows = static_cast<uint32_t>(rows_in(shared.counts[source]));
+        store_relaxed(&line->combine_shape, tagged(shared.epoch, params.shape));
+        store_relaxed(&line->combine_count, tagged(shared.epoch, rows));
+        part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source] += uint64_t{rows};  // for the next dispatch
+    }
     if (threadIdx.x == 0) {
-        for (int32_t i = 0; i < ws.ranks; ++i) shared.start[i + 1] += shared.start[i];
-    }
-    __syncthreads();
-}
-
-__device__ void push(const CombineParams &params, int64_t begin, int64_t end, const Shared &shared) {
-    const Workspace &ws = params.workspace;
-    const Teams teams(end - begin);
-    int32_t i = 0;
-    for (int64_t row = begin + teams.team; row < end; row += teams.count) {
-        while (row >= shared.start[i + 1]) ++i;
-        const int32_t source = source_at(ws, i);
-        const int64_t index = int64_t{source} * ws.capacity + (row - shared.start[i]);
-        const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[index];
-        const uint64_t place = static_cast<uint64_t>(origin.token) * static_cast<uint64_t>(ws.max_distinct) + static_cast<uint64_t>(origin.distinct);
-        copy_row(teams, params.input + static_cast<uint64_t>(index) * params.input_stride,
-                 shared.peers[source] + ws.layout.combine + place * params.row_bytes, params.row_bytes, params.push_width);
-    }
-}
-
-// All stores of the block come before: block barrier, then each signalling thread's fence.
-__device__ void signal(const CombineParams &params, int64_t begin, int64_t end, const Shared &shared) {
-    const Workspace &ws = params.workspace;
-    const int32_t i = threadIdx.x;
-    if (i >= ws.ranks) return;
-    const int32_t source = source_at(ws, i);
-    SourceLine *line = part<SourceLine>(shared.peers[source], ws.layout.lines) + ws.rank;
-    const int64_t rows = min(end, shared.start[i + 1]) - max(begin, shared.start[i]);
-    const bool announces = blockIdx.x == 0;
-    if (announces) store_relaxed(&line->combine_shape, tagged(shared.epoch, params.shape));
-    if (announces || rows > 0) fence();
-    if (rows > 0) add_relaxed(&line->combine_rows, static_cast<uint64_t>(rows));
-    if (announces) {
-        const int64_t total = shared.start[i + 1] - shared.start[i];
-        store_relaxed(&line->combine_count, tagged(shared.epoch, static_cast<uint32_t>(total)));
-        part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source] += static_cast<uint64_t>(total);  // for the next dispatch
+        SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
+        if (state->combine_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_combine);
+        state->combine_epoch = shared.epoch;
     }
 }
 
 __device__ bool await_rank(const CombineParams &params, int32_t rank, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + rank;
-    int32_t rows;
-    return await_rows(ws, &line->combine_count, &line->combine_shape, &line->combine_rows,
-                      part<uint64_t>(ws.mine, ws.layout.combine_base)[rank], shared.epoch, params.shape,
-                      part<int32_t>(ws.mine, ws.layout.send_counts)[rank], rank, phase_combine, &rows);
+    uint32_t count;
+    if (!await_count(ws, &line->combine_count, &line->combine_shape, shared.epoch, params.shape, rank, phase_combine, &count)) return false;
+    if (rows_in(count) == part<int32_t>(ws.mine, ws.layout.send_counts)[rank]) return true;
+    report(ws, fault_mismatch, rank, phase_combine);
+    return false;
 }
+
+// --- adding -------------------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
@@ -92,73 +146,187 @@ struct alignas(sizeof(T) * Count) Pack {
 };
 
 template <class T, int Count>
-__device__ void reduce(const CombineParams &params, int64_t begin, int64_t end) {
+struct Sum {
+    float value[Count] = {};
+
+    __device__ __forceinline__ void add(const Pack<T, Count> &pack, float weight, bool weighted) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) value[i] = weighted ? value[i] + weight * to_float(pack.value[i]) : value[i] + to_float(pack.value[i]);
+    }
+
+    __device__ __forceinline__ Pack<T, Count> rounded() const {
+        Pack<T, Count> pack;
+#pragma unroll
+        for (int i = 0; i < Count; ++i) from_float(value[i], &pack.value[i]);
+        return pack;
+    }
+};
+
+// What is to be added for one token of ours.
+struct TokenRows {
+    int32_t distinct;
+    OwnRow own;
+    const int32_t *ranks;
+    const float *weights;
+    const unsigned char *own_input;
+
+    __device__ TokenRows(const CombineParams &params, int64_t token) {
+        const Workspace &ws = params.workspace;
+        distinct = part<int32_t>(ws.mine, ws.layout.distinct)[token];
+        own = part<OwnRow>(ws.mine, ws.layout.own_rows)[token];
+        ranks = part<int32_t>(ws.mine, ws.layout.distinct_ranks) + place_of(ws, token, 0);
+        weights = part<float>(ws.mine, ws.layout.weight_sums) + place_of(ws, token, 0);
+        own_input = input_row(params, ws.rank, own.row);
+    }
+};
+
+// Awaits the token's rows from other ranks, one a lane of the team's first warp.
+__device__ __forceinline__ bool await_token(const Workspace &ws, const TokenRows &rows, int64_t token, int lane, uint32_t epoch) {
+    if (lane >= rows.distinct || lane == rows.own.distinct) return true;
+    const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place_of(ws, token, lane);
+    if (!await(ws, rows.ranks[lane], phase_combine, [&] { return load_relaxed(mark) == epoch; })) return false;
+    load_acquire(mark);
+    return true;
+}
+
+template <class T, int Count>
+__device__ void add_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
     using P = Pack<T, Count>;
-    constexpr int ahead = 4;  // rows in flight
+    constexpr int ahead = 2;  // rows in flight
+    constexpr int steps = 2;  // packs in flight of each
     const Workspace &ws = params.workspace;
-    const Teams teams(end - begin);
+    const RowTeams teams(shared.tokens, blocks);
     const int64_t packs = static_cast<int64_t>(params.row_bytes / sizeof(P));
-    for (int64_t token = begin + teams.team; token < end; token += teams.count) {
-        const int32_t distinct = part<int32_t>(ws.mine, ws.layout.distinct)[token];
-        const float *weights = part<float>(ws.mine, ws.layout.weight_sums) + token * ws.max_distinct;
-        const unsigned char *rows = ws.mine + ws.layout.combine + static_cast<uint64_t>(token * ws.max_distinct) * params.row_bytes;
+    for (int64_t token = int64_t{teams.team} * blocks + block; token < shared.tokens; token += int64_t{blocks} * teams.count) {
+        const TokenRows rows(params, token);
+        // A wait that fails leaves a fault behind, and every later one fails at once; what is added then is of no use to anyone.
+        await_token(ws, rows, token, teams.lane, shared.epoch);
+        teams.sync();
+        const unsigned char *plane = ws.mine + ws.layout.combine + place_of(ws, token, 0) * params.row_bytes;
         P *out = reinterpret_cast<P *>(params.output + static_cast<uint64_t>(token) * params.output_stride);
-        for (int64_t at = teams.lane; at < packs; at += teams.width) {
-            float sum[Count] = {};
-            for (int32_t first = 0; first < distinct; first += ahead) {
-                P pack[ahead];
+        for (int64_t at = teams.lane; at < packs; at += int64_t{teams.width} * steps) {
+            Sum<T, Count> sum[steps];
+            for (int32_t first = 0; first < rows.distinct; first += ahead) {
+                P pack[ahead][steps];
 #pragma unroll
                 for (int u = 0; u < ahead; ++u) {
-                    if (first + u < distinct) pack[u] = reinterpret_cast<const P *>(rows + static_cast<uint64_t>(first + u) * params.row_bytes)[at];
+                    const unsigned char *row = first + u == rows.own.distinct ? rows.own_input : plane + static_cast<uint64_t>(first + u) * params.row_bytes;
+#pragma unroll
+                    for (int s = 0; s < steps; ++s) {
+                        if (first + u < rows.distinct && at + s * teams.width < packs) pack[u][s] = reinterpret_cast<const P *>(row)[at + s * teams.width];
+                    }
                 }
 #pragma unroll
                 for (int u = 0; u < ahead; ++u) {
-                    if (first + u >= distinct) continue;
-                    const float weight = params.weighted ? weights[first + u] : 1.0f;
+                    if (first + u >= rows.distinct) continue;
+                    const float weight = params.weighted ? rows.weights[first + u] : 1.0f;
 #pragma unroll
-                    for (int i = 0; i < Count; ++i) sum[i] = params.weighted ? sum[i] + weight * to_float(pack[u].value[i]) : sum[i] + to_float(pack[u].value[i]);
+                    for (int s = 0; s < steps; ++s) sum[s].add(pack[u][s], weight, params.weighted);
                 }
             }
-            P result;
 #pragma unroll
-            for (int i = 0; i < Count; ++i) from_float(sum[i], &result.value[i]);
-            out[at] = result;
+            for (int s = 0; s < steps; ++s) {
+                if (at + s * teams.width < packs) out[at + s * teams.width] = sum[s].rounded();
+            }
         }
     }
+}
+
+// A vector from where only accesses of `width` bytes are allowed.
+__device__ __forceinline__ uint4 load_vector(const unsigned char *at, int width) {
+    if (width == 16) return *reinterpret_cast<const uint4 *>(at);
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int byte = 0; byte < 16; ++byte) words[byte / 4] |= uint32_t{at[byte]} << (byte % 4 * 8);
+    return {words[0], words[1], words[2], words[3]};
+}
+
+// Few tokens, of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
+template <class T>
+__device__ void add_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
+    constexpr int values = 16 / sizeof(T);
+    using P = Pack<T, values>;
+    const Workspace &ws = params.workspace;
+    const int lane = threadIdx.x % 32;
+    const int row_tiles = static_cast<int>(packet_tiles(params.row_bytes));
+    share.each(shared.tokens * row_tiles, [&](int item) {
+        const int token = item / row_tiles, tile = item % row_tiles;
+        const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
+        const TokenRows rows(params, token);
+        Piece own{};
+#pragma unroll
+        for (int i = 0; i < piece_vectors; ++i) {
+            if (i < valid && rows.own.distinct >= 0) own.vector[i] = load_vector(rows.own_input + vector_at(tile, lane, i) * 16, params.reduce_width);
+        }
+        Sum<T, values> sum[piece_vectors];
+        for (int32_t j = 0; j < rows.distinct; ++j) {
+            Piece piece{};
+            if (j == rows.own.distinct) {
+                piece = own;
+            } else {
+                const uint64_t place = place_of(ws, token, j);
+                const unsigned char *packets = ws.mine + ws.layout.combine_packets + place * ws.combine_packet_bytes + tile * packet_tile_bytes;
+                const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
+                bool marked = false;
+                if (!await(ws, rows.ranks[j], phase_combine, [&] {
+                        if (take_piece(packets, lane, valid, shared.epoch, &piece)) return true;
+                        return marked = load_relaxed(mark) == shared.epoch;
+                    })) {
+                    return;
+                }
+                if (marked) {
+                    load_acquire(mark);
+                    piece = load_piece(ws.mine + ws.layout.combine + place * params.row_bytes, tile, lane, valid);
+                }
+            }
+            const float weight = params.weighted ? rows.weights[j] : 1.0f;
+#pragma unroll
+            for (int i = 0; i < piece_vectors; ++i) sum[i].add(reinterpret_cast<const P &>(piece.vector[i]), weight, params.weighted);
+        }
+        unsigned char *out = params.output + static_cast<uint64_t>(token) * params.output_stride;
+#pragma unroll
+        for (int i = 0; i < piece_vectors; ++i) {
+            const P pack = sum[i].rounded();
+            if (i < valid) store_vector(out + vector_at(tile, lane, i) * 16, reinterpret_cast<const uint4 &>(pack), params.reduce_width);
+        }
+    });
 }
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_constant__ CombineParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
-    if (!may_run(ws)) return;
-    SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
+    if (threadIdx.x < ws.ranks && ws.ranks <= near_ranks) shared.peers[threadIdx.x] = ws.near[threadIdx.x];
+    if (!enter(ws)) return;
+    const bool fault = found_fault(ws);
+    const SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
     if (threadIdx.x == block_threads - 1) shared.epoch = state->dispatch_epoch;
-    if (threadIdx.x < ws.ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
-    prefix_counts(ws, shared);
-    if (blockIdx.x == 0 && threadIdx.x == 0 && state->combine_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_combine);
-    const int64_t rows = shared.start[ws.ranks];
-    const int64_t row_begin = share_begin(rows, blockIdx.x), row_end = share_begin(rows, blockIdx.x + 1);
-    push(params, row_begin, row_end, shared);
-    __syncthreads();
-    signal(params, row_begin, row_end, shared);
-
-    const int64_t tokens = state->tokens;
-    const int64_t token_begin = share_begin(tokens, blockIdx.x), token_end = share_begin(tokens, blockIdx.x + 1);
-    // Block 0 waits even without tokens, so that no rank gets a phase ahead.
-    if (blockIdx.x == 0 || token_begin < token_end) {
-        bool lost = false;
-        if (threadIdx.x < ws.ranks) lost = !await_rank(params, threadIdx.x, shared);
-        lost = __syncthreads_or(lost);
-        if (!lost) {
-            if (params.reduce_width == 16) {
-                reduce<T, 16 / sizeof(T)>(params, token_begin, token_end);
-            } else {
-                reduce<T, 1>(params, token_begin, token_end);
-            }
-        }
+    if (threadIdx.x == block_threads - 2) shared.tokens = state->tokens;
+    if (threadIdx.x < ws.ranks) {
+        if (ws.ranks > near_ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
+        const uint32_t count = part<uint32_t>(ws.mine, ws.layout.received)[threadIdx.x];
+        const bool as_packets = params.push_width == 16 || threadIdx.x == ws.rank;
+        shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_bit;
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) state->combine_epoch = shared.epoch;
+    if (__syncthreads_or(fault)) return;
+    const int blocks = gridDim.x, pushers = max(1, blocks / 2);
+    const int block = blockIdx.x;
+    if (block < pushers) {
+        if (block == pushers - 1) announce(params, shared);
+        push_packets(params, WarpShare(block, pushers), shared);
+        push_rows(params, block, pushers, shared);
+    }
+    if (block < pushers && blocks > 1) return;
+    const int adder = block - (blocks > 1 ? pushers : 0), adders = blocks > 1 ? blocks - pushers : 1;
+    // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
+    if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
+    if ((shared.counts[ws.rank] & packets_bit) != 0 && params.row_bytes % 16 == 0) {
+        add_packets<T>(params, WarpShare(adder, adders), shared);
+    } else if (params.reduce_width == 16) {
+        add_rows<T, 16 / sizeof(T)>(params, adder, adders, shared);
+    } else {
+        add_rows<T, 1>(params, adder, adders, shared);
+    }
 }
 
 using Kernel = void (*)(CombineParams);
@@ -181,10 +349,8 @@ Result load_combine() {
     return cudaSuccess;
 }
 
-Result combine(const CombineParams &params, int blocks, int tokens, CUstream_st *stream) {
-    const int wanted = std::min(blocks, std::max(least_blocks, 2 * tokens));
-    choose(params.value_type)<<<static_cast<unsigned>(wanted), block_threads, 0, stream>>>(params);
-    return cudaGetLastError();
+Result combine(const CombineParams &params, const Launch &launch) {
+    return launch_kernel(choose(params.value_type), params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

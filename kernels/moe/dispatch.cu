@@ -1,147 +1,96 @@
-// Push dispatch: one kernel. Each block routes its share of the tokens, stores their rows into the planes of the distinct
-// ranks, and adds the number of rows to a counter at each of them. Slots are numbered in token order without atomics: a block
-// counts the tokens before its own by reading their ids again, which costs less than waiting for other blocks.
-#include "common/rows.cuh"
-#include "common/signal.cuh"
-
-#include <algorithm>
+// Push dispatch: one kernel, two ways. Few tokens: every block routes all of them, and warps send tiles of rows as packets, which
+// the receiver's warps turn into rows. Many tokens: each block routes its share of the tokens, stores their rows into the planes
+// of the distinct ranks, and adds the number of rows to a counter at each of them. Every source chooses for itself; its count word
+// says which.
+#include "common/packets.cuh"
+#include "common/start.cuh"
+#include "moe/routing.cuh"
 
 namespace moelink::kernels::cuda {
 
 namespace {
 
-constexpr int batch_tokens = 64;
-constexpr unsigned all_lanes = 0xffffffffu;
-
-struct Destination {
-    int32_t rank;
-    int32_t slot;
-};
-
 struct Shared {
     unsigned char *peers[max_cuda_ranks];
-    int32_t before[max_cuda_ranks];  // rows of earlier blocks to each rank
-    int32_t next[max_cuda_ranks];    // slot of the next row to each rank
-    int32_t counts[max_cuda_ranks];  // rows received from each rank
-    Destination to[batch_tokens][max_top_k];
-    int32_t distinct[batch_tokens];
+    uint32_t counts[max_cuda_ranks];  // rows received from each rank, and packets_bit
+    Filled filled[max_cuda_ranks];
+    Routes routes;
     uint32_t epoch;
 };
 
-// The distinct ranks of one token as bits; Words 32-bit words.
-template <int Words>
-struct RankSet {
-    uint32_t bits[Words] = {};
+__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
 
-    __device__ __forceinline__ void add(int32_t rank) {
-#pragma unroll
-        for (int w = 0; w < Words; ++w) bits[w] |= rank >> 5 == w ? 1u << (rank & 31) : 0u;
+__device__ __forceinline__ int64_t row_of(const Workspace &ws, int32_t source, int32_t slot) { return int64_t{source} * ws.capacity + slot; }
+
+// What a lane knows of one token's routing: its own id, that id's rank, its weight.
+struct RoutingLane {
+    int64_t id = -1;
+    float weight = 0.0f;
+    int32_t owner;
+
+    template <class Id>
+    static __device__ __forceinline__ RoutingLane read(const DispatchParams &params, int64_t token, int lane) {
+        RoutingLane routing;
+        if (lane < params.workspace.top_k) {
+            routing.id = read_id<Id>(params, token, lane);
+            if (params.weights != nullptr) routing.weight = __ldg(params.weights + token * params.workspace.top_k + lane);
+        }
+        routing.owner = params.workspace.owners.rank_of(routing.id);
+        return routing;
     }
+
+    __device__ __forceinline__ int32_t id_for(int32_t rank, int32_t invalid_id) const { return owner == rank ? static_cast<int32_t>(id) : invalid_id; }
 };
 
+// Ids, weights and origin of one received row.
+__device__ __forceinline__ void store_routing(const Workspace &ws, unsigned char *at, int64_t row, int lane, int32_t id, float weight, bool weights,
+                                              const RowOrigin &origin) {
+    if (lane < ws.top_k) {
+        part<int32_t>(at, ws.layout.ids)[row * ws.top_k + lane] = id;
+        if (weights) part<float>(at, ws.layout.weights)[row * ws.top_k + lane] = weight;
+    }
+    if (lane == 0) part<RowOrigin>(at, ws.layout.origins)[row] = origin;
+}
+
+// What combine must know of our own token.
+__device__ __forceinline__ void keep_token(const DispatchParams &params, int64_t token, int lane, const RoutingLane &routing, const Destination *to,
+                                           int distinct) {
+    const Workspace &ws = params.workspace;
+    const Destination mine = lane < distinct ? to[lane] : Destination{-1, 0};
+    const uint32_t own = __ballot_sync(all_lanes, mine.rank == ws.rank);
+    const int place = __ffs(static_cast<int>(own)) - 1;
+    const int32_t slot = __shfl_sync(all_lanes, mine.slot, max(place, 0));
+    if (lane == 0) {
+        part<int32_t>(ws.mine, ws.layout.distinct)[token] = distinct;
+        part<OwnRow>(ws.mine, ws.layout.own_rows)[token] = {slot, place};
+    }
+    if (lane < distinct) part<int32_t>(ws.mine, ws.layout.distinct_ranks)[token * ws.max_distinct + lane] = mine.rank;
+    if (params.weights == nullptr) return;
+    float sum = 0.0f;
+    for (int k = 0; k < ws.top_k; ++k) {
+        const float other = __shfl_sync(all_lanes, routing.weight, k);
+        if (__shfl_sync(all_lanes, routing.owner, k) == mine.rank) sum += other;
+    }
+    if (lane < distinct) part<float>(ws.mine, ws.layout.weight_sums)[token * ws.max_distinct + lane] = sum;
+}
+
+// --- many tokens: rows into planes --------------------------------------------------------------------------------------------
+
+// One token a warp.
 template <class Id>
-__device__ __forceinline__ int64_t read_id(const DispatchParams &params, int64_t token, int k) {
-    return __ldg(static_cast<const Id *>(params.ids) + token * params.workspace.top_k + k);
-}
-
-template <class Id, int Words>
-__device__ __forceinline__ RankSet<Words> ranks_of(const DispatchParams &params, const ExpertRanks &owners, int64_t token) {
-    RankSet<Words> set;
-    for (int k = 0; k < params.workspace.top_k; ++k) {
-        int32_t rank = owners.rank_of(read_id<Id>(params, token, k));
-        if (rank >= 0) set.add(rank);
-    }
-    return set;
-}
-
-// How many of the tokens [0, end) go to each rank, into shared.before.
-template <class Id, int Words>
-__device__ void count_before(const DispatchParams &params, const ExpertRanks &owners, int64_t end, Shared &shared) {
-    const int lane = threadIdx.x % 32;
-    int32_t count[Words] = {};
-    for (int64_t group = threadIdx.x / 32; group * 32 < end; group += block_threads / 32) {
-        const int64_t token = group * 32 + lane;
-        RankSet<Words> set;
-        if (token < end) set = ranks_of<Id, Words>(params, owners, token);
-#pragma unroll
-        for (int w = 0; w < Words; ++w) {
-            const int bits = min(32, params.workspace.ranks - w * 32);
-            for (int bit = 0; bit < bits; ++bit) {
-                const int32_t tokens = __popc(__ballot_sync(all_lanes, set.bits[w] >> bit & 1u));
-                if (lane == bit) count[w] += tokens;
-            }
-        }
-    }
-#pragma unroll
-    for (int w = 0; w < Words; ++w) {
-        const int rank = w * 32 + lane;
-        if (rank < params.workspace.ranks && count[w] > 0) atomicAdd(&shared.before[rank], count[w]);
-    }
-}
-
-// One warp gives every token of a batch its destinations, in rank order, with their slots.
-template <class Id, int Words>
-__device__ void route_batch(const DispatchParams &params, const ExpertRanks &owners, int64_t begin, int tokens, Shared &shared) {
-    const int lane = threadIdx.x;
-    for (int group = 0; group < tokens; group += 32) {
-        const int local = group + lane;
-        RankSet<Words> set;
-        if (local < tokens) set = ranks_of<Id, Words>(params, owners, begin + local);
-        int distinct = 0;
-#pragma unroll
-        for (int w = 0; w < Words; ++w) {
-            const int bits = min(32, params.workspace.ranks - w * 32);
-            int32_t next = lane < bits ? shared.next[w * 32 + lane] : 0;
-            for (int bit = 0; bit < bits; ++bit) {
-                const bool goes = set.bits[w] >> bit & 1u;
-                const uint32_t going = __ballot_sync(all_lanes, goes);
-                const int32_t first = __shfl_sync(all_lanes, next, bit);
-                if (goes) shared.to[local][distinct++] = {w * 32 + bit, first + __popc(going & ((1u << lane) - 1u))};
-                if (lane == bit) next += __popc(going);
-            }
-            if (lane < bits) shared.next[w * 32 + lane] = next;
-        }
-        if (local < tokens) shared.distinct[local] = distinct;
-    }
-}
-
-__device__ __forceinline__ int64_t row_of(const Workspace &ws, const Destination &to) { return int64_t{ws.rank} * ws.capacity + to.slot; }
-
-// Ids, weights and origin of a batch's rows, one token a warp; and what combine must know of our own tokens.
-template <class Id>
-__device__ void send_routing(const DispatchParams &params, const ExpertRanks &owners, int64_t begin, int tokens, const Shared &shared) {
+__device__ void send_routing(const DispatchParams &params, int64_t begin, int tokens, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32;
     for (int local = threadIdx.x / 32; local < tokens; local += block_threads / 32) {
         const int64_t token = begin + local;
-        const int distinct = shared.distinct[local];
-        int64_t id = -1;
-        float weight = 0.0f;
-        if (lane < ws.top_k) {
-            id = read_id<Id>(params, token, lane);
-            if (params.weights != nullptr) weight = __ldg(params.weights + token * ws.top_k + lane);
-        }
-        const int32_t owner = owners.rank_of(id);
+        const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
+        const int distinct = shared.routes.distinct[local];
         for (int j = 0; j < distinct; ++j) {
-            const Destination to = shared.to[local][j];
-            unsigned char *peer = shared.peers[to.rank];
-            const int64_t row = row_of(ws, to);
-            if (lane < ws.top_k) {
-                part<int32_t>(peer, ws.layout.ids)[row * ws.top_k + lane] = owner == to.rank ? static_cast<int32_t>(id) : params.invalid_id;
-                if (params.weights != nullptr) part<float>(peer, ws.layout.weights)[row * ws.top_k + lane] = weight;
-            }
-            if (lane == 0) part<RowOrigin>(peer, ws.layout.origins)[row] = {static_cast<int32_t>(token), j};
+            const Destination to = shared.routes.to[local][j];
+            store_routing(ws, shared.peers[to.rank], row_of(ws, ws.rank, to.slot), lane, routing.id_for(to.rank, params.invalid_id), routing.weight,
+                          params.weights != nullptr, {static_cast<int32_t>(token), j});
         }
-        if (lane == 0) part<int32_t>(ws.mine, ws.layout.distinct)[token] = distinct;
-        if (params.weights != nullptr) {
-            const int32_t rank = lane < distinct ? shared.to[local][lane].rank : -1;
-            float sum = 0.0f;
-            for (int k = 0; k < ws.top_k; ++k) {
-                const float other = __shfl_sync(all_lanes, weight, k);
-                if (__shfl_sync(all_lanes, owner, k) == rank) sum += other;
-            }
-            if (lane < distinct) part<float>(ws.mine, ws.layout.weight_sums)[token * ws.max_distinct + lane] = sum;
-        }
+        keep_token(params, token, lane, routing, shared.routes.to[local], distinct);
     }
 }
 
@@ -152,41 +101,179 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
         using V = decltype(vector);
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
-            const int distinct = shared.distinct[local];
+            const int distinct = shared.routes.distinct[local];
             if (distinct == 0) continue;
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
                 Batch<V> batch;
                 batch.load(from, first, count, teams.width);
                 for (int j = 0; j < distinct; ++j) {
-                    const Destination to = shared.to[local][j];
-                    batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, to)) * payload.plane_stride, first,
-                                count, teams.width);
+                    const Destination to = shared.routes.to[local][j];
+                    batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,
+                                first, count, teams.width);
                 }
             }
         }
     });
 }
 
-// Rows of this block to every rank; the block with the last tokens knows the totals and announces them. All stores of the
-// block come before: block barrier, then each signalling thread's fence.
-__device__ void signal(const DispatchParams &params, bool last_tokens, int32_t tokens, const Shared &shared) {
+template <class Id, int Words>
+__device__ void send_rows(const DispatchParams &params, int64_t begin, int64_t end, Shared &shared) {
+    const Workspace &ws = params.workspace;
+    for (int64_t first = begin; first < end; first += batch_tokens) {
+        const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
+        if (first > begin) {
+            find_batch<Id, Words>(params, first, count, shared.routes);
+            __syncthreads();
+        }
+        number_batch<Words>(ws.ranks, count, shared.routes);
+        __syncthreads();
+        advance(ws.ranks, shared.routes);
+        for (int p = 0; p < params.payload_count; ++p) {
+            if (params.payloads[p].row_bytes > 0) send_payload(ws, params.payloads[p], first, count, shared);
+        }
+        send_routing<Id>(params, first, count, shared);
+        __syncthreads();
+    }
+}
+
+// --- few tokens: packets ------------------------------------------------------------------------------------------------------
+
+// Where a row of a payload ends up: the plane, or the caller's buffer.
+struct Target {
+    unsigned char *row;
+    int32_t width;
+
+    __device__ Target(const Workspace &ws, const Payload &payload, int64_t index) {
+        if (payload.output != nullptr) {
+            row = payload.output + static_cast<uint64_t>(index) * payload.output_stride;
+            width = payload.output_width;
+        } else {
+            row = ws.mine + payload.plane + static_cast<uint64_t>(index) * payload.plane_stride;
+            width = 16;  // as every source's: packets are whole vectors
+        }
+    }
+};
+
+// The payload that tile `*tile` of a row belongs to; *tile becomes the tile of the payload. The tile after the last is the routing.
+__device__ __forceinline__ int payload_of(const DispatchParams &params, int *tile) {
+    int p = 0;
+    while (p < params.payload_count && *tile >= static_cast<int>(params.payloads[p].tiles)) *tile -= static_cast<int>(params.payloads[p++].tiles);
+    return p;
+}
+
+__device__ __forceinline__ unsigned char *packets_of(const Workspace &ws, unsigned char *at, int32_t source, int32_t slot) {
+    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
+}
+
+// A warp's part of a token's rows: a tile of a payload, or the routing.
+struct TokenTile {
+    int token;
+    int payload;  // payload_count: the routing
+    int tile;
+    int valid;    // vectors of this lane
+
+    __device__ TokenTile(const DispatchParams &params, int item, int lane) {
+        token = item / static_cast<int>(params.row_tiles);
+        tile = item - token * static_cast<int>(params.row_tiles);
+        payload = payload_of(params, &tile);
+        valid = payload < params.payload_count ? valid_vectors(static_cast<int>(params.payloads[payload].row_bytes / 16), tile, lane) : 0;
+    }
+
+    __device__ __forceinline__ Piece load(const DispatchParams &params, int lane) const {
+        if (payload == params.payload_count) return {};
+        const Payload &from = params.payloads[payload];
+        return load_piece(from.source + static_cast<uint64_t>(token) * from.source_stride, tile, lane, valid);
+    }
+};
+
+// `first`: the warp's first tile, whose `first_piece` was loaded while the routes were found.
+template <class Id>
+__device__ void send_packets(const DispatchParams &params, int tokens, const TokenTile &first, const Piece &first_piece, WarpShare share, const Shared &shared) {
+    const Workspace &ws = params.workspace;
+    const int lane = threadIdx.x % 32, first_item = share.first();
+    share.each(tokens * static_cast<int>(params.row_tiles), [&](int item) {
+        const TokenTile part_of = item == first_item ? first : TokenTile(params, item, lane);
+        const int token = part_of.token;
+        const Piece piece = item == first_item ? first_piece : part_of.load(params, lane);
+        const Destination *to = shared.routes.to[token];
+        const int distinct = shared.routes.distinct[token];
+        if (part_of.payload == params.payload_count) {
+            const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
+            for (int j = 0; j < distinct; ++j) {
+                const int32_t id = routing.id_for(to[j].rank, params.invalid_id);
+                if (to[j].rank == ws.rank) {
+                    store_routing(ws, ws.mine, row_of(ws, ws.rank, to[j].slot), lane, id, routing.weight, params.weights != nullptr, {token, j});
+                } else if (lane < max(ws.top_k, 2)) {
+                    const uint32_t origin = lane == 0 ? static_cast<uint32_t>(token) : static_cast<uint32_t>(j);
+                    store_packet(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + lane * 16,
+                                 {{static_cast<uint32_t>(id), __float_as_uint(routing.weight), origin}, shared.epoch});
+                }
+            }
+            keep_token(params, token, lane, routing, to, distinct);
+            return;
+        }
+        const Payload &payload = params.payloads[part_of.payload];
+        for (int j = 0; j < distinct; ++j) {
+            if (to[j].rank == ws.rank) {
+                const Target target(ws, payload, row_of(ws, ws.rank, to[j].slot));
+                store_piece(target.row, part_of.tile, lane, part_of.valid, piece, target.width);
+            } else {
+                send_piece(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + payload.packets + part_of.tile * packet_tile_bytes, lane,
+                           part_of.valid, piece, shared.epoch);
+            }
+        }
+    });
+}
+
+__device__ void receive_packets(const DispatchParams &params, WarpShare share, const Shared &shared) {
+    const Workspace &ws = params.workspace;
+    const int lane = threadIdx.x % 32, row_tiles = static_cast<int>(params.row_tiles);
+    for (int32_t source = 0; source < ws.ranks; ++source) {
+        const uint32_t count = shared.counts[source];
+        if (source == ws.rank || (count & packets_bit) == 0) continue;
+        share.each(rows_in(count) * row_tiles, [&](int item) {
+            const TokenTile part_of(params, item, lane);
+            const int slot = part_of.token;
+            const unsigned char *from = packets_of(ws, ws.mine, source, slot);
+            const int64_t row = row_of(ws, source, slot);
+            if (part_of.payload == params.payload_count) {
+                Packet packet{};
+                const bool came = lane >= max(ws.top_k, 2) || await(ws, source, phase_dispatch, [&] {
+                    packet = load_packet(from + lane * 16);
+                    return packet.tag == shared.epoch;
+                });
+                const RowOrigin origin = {static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 0)),
+                                          static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 1))};
+                if (__all_sync(all_lanes, came)) {
+                    store_routing(ws, ws.mine, row, lane, static_cast<int32_t>(packet.data[0]), __uint_as_float(packet.data[1]), true, origin);
+                }
+                return;
+            }
+            const Payload &payload = params.payloads[part_of.payload];
+            const unsigned char *packets = from + payload.packets + part_of.tile * packet_tile_bytes;
+            Piece piece;
+            if (!await(ws, source, phase_dispatch, [&] { return take_piece(packets, lane, part_of.valid, shared.epoch, &piece); })) return;
+            const Target target(ws, payload, row);
+            store_piece(target.row, part_of.tile, lane, part_of.valid, piece, target.width);
+        });
+    }
+}
+
+// --- announcement and reception -----------------------------------------------------------------------------------------------
+
+// Totals to every rank, by the one block that knows them. Nothing needs to come before: rows have counters or tags of their own.
+__device__ void announce(const DispatchParams &params, int32_t tokens, bool packets, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int rank = threadIdx.x;
     if (rank < ws.ranks) {
         SourceLine *line = part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank;
-        const int32_t rows = shared.next[rank] - shared.before[rank];
-        if (last_tokens) store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
-        if (last_tokens || rows > 0) fence();
-        if (rows > 0) add_relaxed(&line->dispatch_rows, static_cast<uint64_t>(rows));
-        if (last_tokens) {
-            store_relaxed(&line->dispatch_count, tagged(shared.epoch, static_cast<uint32_t>(shared.next[rank])));
-            int32_t *sent = part<int32_t>(ws.mine, ws.layout.send_counts) + rank;
-            part<uint64_t>(ws.mine, ws.layout.combine_base)[rank] += static_cast<uint64_t>(*sent);  // the round before, now summed
-            *sent = shared.next[rank];
-        }
+        const uint32_t rows = static_cast<uint32_t>(shared.routes.next[rank]);
+        store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
+        store_relaxed(&line->dispatch_count, tagged(shared.epoch, rows | (packets ? packets_bit : 0u)));
+        part<int32_t>(ws.mine, ws.layout.send_counts)[rank] = static_cast<int32_t>(rows);
     }
-    if (last_tokens && threadIdx.x == 0) {
+    if (threadIdx.x == 0) {
         SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
         if (state->dispatch_epoch == shared.epoch) report(ws, fault_pairing, ws.rank, phase_dispatch);
         state->tokens = tokens;
@@ -194,26 +281,45 @@ __device__ void signal(const DispatchParams &params, bool last_tokens, int32_t t
     }
 }
 
-__device__ bool await_source(const DispatchParams &params, int32_t source, Shared &shared) {
+// This block's rows in the planes, counted at every rank. All stores of the block come before: block barrier, then each counting
+// thread's fence. Rows that went as packets are counted too, so that the counter's start of the next round is known.
+__device__ void count_rows(const Workspace &ws, bool packets, const Shared &shared) {
+    const int rank = threadIdx.x;
+    if (rank >= ws.ranks) return;
+    const int32_t rows = shared.routes.next[rank] - shared.routes.before[rank];
+    if (rows == 0) return;
+    if (!packets) fence();
+    add_relaxed(&(part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank)->dispatch_rows, static_cast<uint64_t>(rows));
+}
+
+// `rows`: also until the rows in the planes have come; packets are awaited where they are used.
+__device__ bool await_source(const DispatchParams &params, int32_t source, bool rows, Shared &shared) {
     const Workspace &ws = params.workspace;
     const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
     const uint64_t base = part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source];
-    shared.counts[source] = 0;
-    return await_rows(ws, &line->dispatch_count, &line->dispatch_shape, &line->dispatch_rows, base, shared.epoch, params.shape, -1, source,
-                      phase_dispatch, &shared.counts[source]);
+    const Filled filled = part<Filled>(ws.mine, ws.layout.filled)[source];
+    uint32_t count;
+    if (!await_count(ws, &line->dispatch_count, &line->dispatch_shape, shared.epoch, params.shape, source, phase_dispatch, &count)) return false;
+    shared.counts[source] = count;
+    shared.filled[source] = filled;
+    if (!rows || (count & packets_bit) != 0) return true;
+    if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
+    load_acquire(&line->dispatch_rows);
+    return true;
 }
 
 // Marks the rows of topk_ids beyond those that came, once: rows already marked with the same id stay.
-__device__ void fill_ids(const DispatchParams &params, int32_t source, int32_t rows) {
+__device__ void fill_ids(const DispatchParams &params, int32_t source, const Shared &shared) {
     const Workspace &ws = params.workspace;
-    Filled *filled = part<Filled>(ws.mine, ws.layout.filled) + source;
-    const int64_t end = filled->id == params.invalid_id ? filled->rows : ws.capacity;
+    const int32_t rows = rows_in(shared.counts[source]);
+    const Filled filled = shared.filled[source];
+    const int64_t end = filled.id == params.invalid_id ? filled.rows : ws.capacity;
     int32_t *ids = part<int32_t>(ws.mine, ws.layout.ids) + int64_t{source} * ws.capacity * ws.top_k;
     for (int64_t i = int64_t{rows} * ws.top_k + threadIdx.x; i < end * ws.top_k; i += block_threads) ids[i] = params.invalid_id;
-    __syncthreads();
     if (threadIdx.x == 0) {
-        *filled = {rows, params.invalid_id};
+        part<Filled>(ws.mine, ws.layout.filled)[source] = {rows, params.invalid_id};
         part<int32_t>(ws.mine, ws.layout.recv_counts)[source] = rows;
+        part<uint32_t>(ws.mine, ws.layout.received)[source] = shared.counts[source];
     }
 }
 
@@ -224,11 +330,12 @@ __device__ void copy_out(const DispatchParams &params, const Shared &shared) {
         if (payload.row_bytes == 0 || payload.output == nullptr) continue;
         const int32_t width = min(payload.width, payload.output_width);
         for (int32_t source = 0; source < ws.ranks; ++source) {
-            const int64_t rows = shared.counts[source];
+            if ((shared.counts[source] & packets_bit) != 0) continue;
+            const int64_t rows = rows_in(shared.counts[source]);
             const Teams teams((rows + gridDim.x - 1) / gridDim.x);
             for (int64_t row = int64_t{blockIdx.x} * teams.count + teams.team; row < rows; row += int64_t{gridDim.x} * teams.count) {
                 const uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
-                copy_row(teams, ws.mine + payload.plane + index * payload.plane_stride, payload.output + index * payload.output_stride,
+                copy_row(teams.width, teams.lane, ws.mine + payload.plane + index * payload.plane_stride, payload.output + index * payload.output_stride,
                          payload.row_bytes, width);
             }
         }
@@ -239,50 +346,56 @@ template <class Id, int Words>
 __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid_constant__ DispatchParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
-    if (!may_run(ws)) return;
-    const ExpertRanks owners(ws.num_experts, ws.ranks);
+    const WarpShare share(blockIdx.x, gridDim.x);
+    TokenTile first(params, share.first(), static_cast<int>(threadIdx.x % 32));
+    if (threadIdx.x < ws.ranks && ws.ranks <= near_ranks) shared.peers[threadIdx.x] = ws.near[threadIdx.x];
+    if (!enter(ws)) return;
+    const bool fault = found_fault(ws);
+    uint32_t epoch = 0;
+    if (threadIdx.x == block_threads - 1) epoch = part<SlotState>(ws.mine, ws.layout.state)->combine_epoch + 1;
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, __ldg(params.tokens_device)));
-    const int64_t begin = share_begin(tokens, blockIdx.x), end = share_begin(tokens, blockIdx.x + 1);
-    if (threadIdx.x == block_threads - 1) shared.epoch = part<SlotState>(ws.mine, ws.layout.state)->combine_epoch + 1;
-    if (threadIdx.x < ws.ranks) {
-        shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
-        shared.before[threadIdx.x] = 0;
-        shared.next[threadIdx.x] = 0;
+    const bool packets = params.packets != 0 && tokens <= ws.packet_rows;
+    int64_t begin = 0, end = tokens;
+    if (!packets) {
+        begin = share_begin(tokens, blockIdx.x);
+        end = share_begin(tokens, blockIdx.x + 1);
     }
-    __syncthreads();
+    Piece first_piece{};
+    if (packets && share.first() < tokens * static_cast<int>(params.row_tiles)) first_piece = first.load(params, static_cast<int>(threadIdx.x % 32));
+    find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
     if (begin > 0) {
-        count_before<Id, Words>(params, owners, begin, shared);
-        __syncthreads();
-        if (threadIdx.x < ws.ranks) shared.next[threadIdx.x] = shared.before[threadIdx.x];
+        count_before<Id, Words>(params, begin, shared.routes);
+    } else if (threadIdx.x < ws.ranks) {
+        shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = 0;
+    }
+    if (threadIdx.x < ws.ranks && ws.ranks > near_ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
+    if (threadIdx.x == block_threads - 1) shared.epoch = epoch;
+    if (__syncthreads_or(fault)) return;
+    if (begin > 0) {
+        sum_before(ws.ranks, shared.routes);
         __syncthreads();
     }
-    for (int64_t first = begin; first < end; first += batch_tokens) {
-        const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
-        if (threadIdx.x < 32) route_batch<Id, Words>(params, owners, first, count, shared);
+    if (packets) {
+        number_batch<Words>(ws.ranks, tokens, shared.routes);
         __syncthreads();
-        send_routing<Id>(params, owners, first, count, shared);
-        for (int p = 0; p < params.payload_count; ++p) {
-            if (params.payloads[p].row_bytes > 0) send_payload(ws, params.payloads[p], first, count, shared);
-        }
-        __syncthreads();
+        advance(ws.ranks, shared.routes);
+        if (blockIdx.x == gridDim.x - 1) announce(params, tokens, true, shared);
+        send_packets<Id>(params, tokens, first, first_piece, share, shared);
+    } else {
+        send_rows<Id, Words>(params, begin, end, shared);
+        if (blockIdx.x == gridDim.x - 1) announce(params, tokens, false, shared);
     }
-    signal(params, blockIdx.x == gridDim.x - 1, tokens, shared);
+    if (!packets || blockIdx.x == 0) count_rows(ws, packets, shared);
 
     bool copies = false;
     for (int p = 0; p < params.payload_count; ++p) copies = copies || (params.payloads[p].row_bytes > 0 && params.payloads[p].output != nullptr);
-    bool lost = false;
-    if (copies) {
-        if (threadIdx.x < ws.ranks) lost = !await_source(params, threadIdx.x, shared);
-    } else {
-        const int32_t source = blockIdx.x + static_cast<int32_t>(threadIdx.x) * static_cast<int32_t>(gridDim.x);
-        if (source < ws.ranks) lost = !await_source(params, source, shared);
-    }
-    lost = __syncthreads_or(lost);
-    if (!lost) {
-        for (int32_t source = blockIdx.x; source < ws.ranks; source += gridDim.x) fill_ids(params, source, shared.counts[source]);
-        if (copies) copy_out(params, shared);
-    }
+    const bool awaits_rows = copies || threadIdx.x % gridDim.x == blockIdx.x;
+    const bool lost = threadIdx.x < ws.ranks && !await_source(params, threadIdx.x, awaits_rows, shared);
+    if (__syncthreads_or(lost)) return;
+    receive_packets(params, share, shared);
+    for (int32_t source = blockIdx.x; source < ws.ranks; source += gridDim.x) fill_ids(params, source, shared);
+    if (copies) copy_out(params, shared);
 }
 
 using Kernel = void (*)(DispatchParams);
@@ -291,6 +404,8 @@ Kernel choose(int ids_bytes, int ranks) {
     if (ids_bytes == 8) return ranks <= 32 ? &dispatch_kernel<int64_t, 1> : &dispatch_kernel<int64_t, 4>;
     return ranks <= 32 ? &dispatch_kernel<int32_t, 1> : &dispatch_kernel<int32_t, 4>;
 }
+
+constexpr int least_blocks = 16;  // rows to receive may be many where own tokens are few
 
 }  // namespace
 
@@ -304,9 +419,8 @@ Result load_dispatch() {
     return cudaSuccess;
 }
 
-Result dispatch(const DispatchParams &params, int blocks, CUstream_st *stream) {
-    choose(params.ids_bytes, params.workspace.ranks)<<<static_cast<unsigned>(blocks), block_threads, 0, stream>>>(params);
-    return cudaGetLastError();
+Result dispatch(const DispatchParams &params, const Launch &launch) {
+    return launch_kernel(choose(params.ids_bytes, params.workspace.ranks), params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

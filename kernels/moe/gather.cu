@@ -24,7 +24,7 @@ __global__ void gather_ids_kernel(const GatherIds params) {
 }
 
 __global__ void mask_ids_kernel(const MaskIds params) {
-    const ExpertRanks owners(params.num_experts, params.ranks);
+    const ExpertRanks &owners = params.owners;
     const int64_t rows = int64_t{params.ranks} * params.capacity;
     for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < rows; row += int64_t{gridDim.x} * blockDim.x) {
         const bool used = row % params.capacity < params.tokens[row / params.capacity];
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(block_threads, 1) copy_rows_kernel(const CopyR
         if (params.group_counts != nullptr && row % params.group_rows >= params.group_counts[row / params.group_rows]) continue;
         unsigned char *to = params.target + static_cast<uint64_t>(row) * params.target_stride;
         if (params.keep == nullptr || params.keep[row] != 0) {
-            copy_row(teams, params.source + static_cast<uint64_t>(row) * params.source_stride, to, params.row_bytes, width);
+            copy_row(teams.width, teams.lane, params.source + static_cast<uint64_t>(row) * params.source_stride, to, params.row_bytes, width);
         } else {
             for (uint64_t i = static_cast<uint64_t>(teams.lane); i < params.row_bytes; i += static_cast<uint64_t>(teams.width)) to[i] = 0;
         }

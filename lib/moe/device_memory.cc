@@ -142,6 +142,7 @@ void Device::write(void *device, const void *host, uint64_t bytes) const {
 }
 
 void Device::clear(void *device, uint64_t bytes) const {
+    if (bytes == 0) return;
 #if MOELINK_CUDA
     if (on_cuda()) {
         DeviceGuard guard(*this);

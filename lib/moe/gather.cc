@@ -271,7 +271,7 @@ Received GatherNccl::dispatch(const DispatchCall &call, moelink_stream stream) {
     kernels::cuda::MaskIds mask{};
     mask.rank = group_->rank();
     mask.ranks = group_->size();
-    mask.num_experts = config_.num_experts;
+    mask.owners = kernels::ExpertRanks(config_.num_experts, group_->size());
     mask.top_k = config_.top_k;
     mask.capacity = config_.max_tokens;
     mask.invalid_id = args.invalid_id;
@@ -354,7 +354,7 @@ moelink_manager_sizes gather_query(const Group &group, const Config &config) {
     if (group.on_cuda()) return nccl_sizes(group, config);
 #endif
     check_workspace(group, config);
-    return sizes_from(make_layout(config, group.size()), config);
+    return sizes_from(make_layout(config, group.size(), group.on_cuda()), config);
 }
 
 std::unique_ptr<Backend> gather_make(const BackendParams &params) {

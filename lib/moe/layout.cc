@@ -31,7 +31,18 @@ uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : 
 
 }  // namespace
 
-WorkspaceLayout make_layout(const Config &config, int ranks) {
+namespace {
+
+// Tokens up to which rows may travel as packets: what their place costs is bounded.
+int32_t choose_packet_rows(uint64_t capacity, uint64_t ranks, uint64_t distinct, uint64_t dispatch_row, uint64_t combine_row) {
+    constexpr uint64_t most_bytes = uint64_t{64} << 20;
+    const uint64_t row = ranks * dispatch_row + distinct * combine_row;
+    return static_cast<int32_t>(std::min({uint64_t{kernels::max_packet_rows}, capacity, most_bytes / row}));
+}
+
+}  // namespace
+
+WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
     using namespace kernels;
     WorkspaceLayout result;
     SlotLayout &slot = result.slot;
@@ -45,14 +56,17 @@ WorkspaceLayout make_layout(const Config &config, int ranks) {
     slot.lines = cursor.take({r, sizeof(SourceLine)});
     slot.state = cursor.take({sizeof(SlotState)});
     slot.dispatch_base = cursor.take({r, sizeof(uint64_t)});
-    slot.combine_base = cursor.take({r, sizeof(uint64_t)});
     slot.recv_counts = cursor.take({r, sizeof(int32_t)});
     slot.send_counts = cursor.take({r, sizeof(int32_t)});
+    slot.received = cursor.take({r, sizeof(uint32_t)});
     slot.filled = cursor.take({r, sizeof(Filled)});
+    slot.arrived = cursor.take({capacity, distinct, sizeof(uint32_t)});
     slot.distinct = cursor.take({capacity, sizeof(int32_t)});
+    slot.distinct_ranks = cursor.take({capacity, distinct, sizeof(int32_t)});
     slot.weight_sums = cursor.take({capacity, distinct, sizeof(float)});
     slot.places = cursor.take({capacity, distinct, sizeof(RowPlace)});
     slot.origins = cursor.take({r, capacity, sizeof(RowOrigin)});
+    slot.own_rows = cursor.take({capacity, sizeof(OwnRow)});
     result.control_bytes = cursor.at();
     slot.ids = cursor.take({r, capacity, top_k, sizeof(int32_t)});
     slot.weights = cursor.take({r, capacity, top_k, sizeof(float)});
@@ -60,7 +74,21 @@ WorkspaceLayout make_layout(const Config &config, int ranks) {
         result.plane_strides.push_back(plane_stride(config.payload_row_bytes[p]));
         slot.planes[p] = cursor.take({r, capacity, result.plane_strides[p]});
     }
+    uint64_t dispatch_row = packet_routing_bytes;
+    for (uint64_t row_bytes : config.payload_row_bytes) {
+        result.packet_offsets.push_back(static_cast<uint32_t>(dispatch_row));
+        dispatch_row += packet_tiles(row_bytes) * packet_tile_bytes;
+    }
+    const uint64_t combine_row = packet_tiles(config.combine_row_bytes) * packet_tile_bytes;
+    if (on_cuda && dispatch_row <= UINT32_MAX && combine_row <= UINT32_MAX) {
+        result.packet_rows = choose_packet_rows(capacity, r, distinct, dispatch_row, combine_row);
+        result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row);
+        result.combine_packet_bytes = static_cast<uint32_t>(combine_row);
+    }
+    const auto packet_rows = static_cast<uint64_t>(result.packet_rows);
+    slot.dispatch_packets = cursor.take({r, packet_rows, result.dispatch_packet_bytes});
     result.dispatch_bytes = cursor.at() - result.control_bytes;
+    slot.combine_packets = cursor.take({packet_rows, distinct, result.combine_packet_bytes});
     slot.combine = cursor.take({capacity, distinct, config.combine_row_bytes});
     result.combine_bytes = cursor.at() - result.control_bytes - result.dispatch_bytes;
     slot.bytes = cursor.at();

@@ -48,14 +48,14 @@ void check_workspace(const Group &group, const Config &config) {
 
 OneSided::OneSided(const BackendParams &params, bool to_all)
     : group_(params.group), device_(params.device), config_(params.config), faults_(params.faults), to_all_(to_all),
-      layout_(make_layout(config_, group_->size())) {
+      layout_(make_layout(config_, group_->size(), group_->on_cuda())) {
     moelink_memory_params memory = MOELINK_MEMORY_PARAMS_INIT;
     memory.provider = config_.provider;
     memory.bytes = layout_.bytes;
     memory_ = Memory::create(group_, memory);
 
     step(*group_, group_->deadline(), [&] { prepare(params.generation); });
-    if (device_.on_cuda()) blocks_ = choose_blocks(group_->deadline());
+    if (device_.on_cuda()) choose_launch(group_->deadline());
 }
 
 void OneSided::prepare(uint64_t generation) {
@@ -74,15 +74,19 @@ void OneSided::prepare(uint64_t generation) {
         kernels::Workspace &ws = workspaces_[slot];
         ws.rank = group_->rank();
         ws.ranks = group_->size();
-        ws.num_experts = config_.num_experts;
+        ws.owners = kernels::ExpertRanks(config_.num_experts, group_->size());
         ws.top_k = config_.top_k;
         ws.capacity = config_.max_tokens;
         ws.max_distinct = layout_.max_distinct;
+        ws.packet_rows = layout_.packet_rows;
+        ws.dispatch_packet_bytes = layout_.dispatch_packet_bytes;
+        ws.combine_packet_bytes = layout_.combine_packet_bytes;
         ws.timeout_ns = config_.timeout_ns;
         ws.generation = generation;
         ws.anchor = faults_.anchor();
         ws.fault = faults_.device_view();
         ws.peers = peers_.as<unsigned char *>() + slot * ranks;
+        if (ranks <= kernels::near_ranks) std::copy_n(peers.begin() + static_cast<std::ptrdiff_t>(slot * ranks), ranks, ws.near);
         ws.mine = peers[slot * ranks + static_cast<size_t>(group_->rank())];
         ws.layout = layout_.slot;
         reset(slot);
@@ -100,20 +104,28 @@ void OneSided::reset(size_t slot) {
     const kernels::SlotLayout &layout = layout_.slot;
     unsigned char *mine = workspaces_[slot].mine;
     device_.clear(mine + layout.lines, layout.distinct - layout.lines);
+    const uint64_t rows = static_cast<uint64_t>(layout_.packet_rows);
+    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * rows * layout_.dispatch_packet_bytes);
+    device_.clear(mine + layout.combine_packets, rows * static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
     std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
 }
 
 // Ranks that share a GPU, and rounds in flight in several slots, share its multiprocessors, so that the waiting blocks of all of
-// them fit at once.
-int OneSided::choose_blocks(const Deadline &deadline) const {
+// them fit at once. A block that takes its place early would keep others from theirs, so that is for those who share with nobody.
+void OneSided::choose_launch(const Deadline &deadline) {
     std::vector<GpuName> all = group_->allgather(device_.gpu_name(), deadline);
     const GpuName &mine = all[static_cast<size_t>(group_->rank())];
     int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
-    int blocks = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
-    if (config_.sm_budget > 0) blocks = std::min(blocks, config_.sm_budget);
-    log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks);
-    return blocks;
+    blocks_ = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
+    if (config_.sm_budget > 0) blocks_ = std::min(blocks_, config_.sm_budget);
+    early_ = sharing * config_.slots == 1 && config_.sm_budget == 0;
+    log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks_);
+}
+
+kernels::cuda::Launch OneSided::launch(int32_t tokens, moelink_stream stream) const {
+    constexpr int32_t most_early = 512;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
+    return {blocks_, tokens, early_ && tokens <= most_early, stream};
 }
 
 moelink_manager_sizes OneSided::sizes() const {
@@ -135,11 +147,13 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     params.invalid_id = args.invalid_id;
     params.payload_count = call.payload_count;
     params.to_all = to_all_ ? 1 : 0;
+    params.row_tiles = 1;
+    params.whole_ids = kernels::access_width(bits(args.topk_ids) | static_cast<uint64_t>(config_.top_k * params.ids_bytes)) == 16 ? 1 : 0;
 
     Received received;
     Shape shape;
     shape.add(static_cast<uint64_t>(call.payload_count));
-    bool copies_out = false;
+    bool copies_out = false, whole_vectors = true;
     for (size_t i = 0; i < static_cast<size_t>(call.payload_count); ++i) {
         const moelink_rows &rows = call.payloads[i];
         const moelink_rows &output = call.outputs[i];
@@ -153,14 +167,19 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.output_stride = output.row_stride;
         payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes | payload.plane_stride);
         payload.output_width = kernels::access_width(bits(output.data) | output.row_stride);
+        payload.packets = layout_.packet_offsets[i];
+        payload.tiles = static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
+        params.row_tiles += payload.tiles;
         shape.add(rows.row_bytes);
         if (rows.row_bytes == 0) continue;
+        whole_vectors = whole_vectors && payload.width == 16;
         copies_out = copies_out || output.data != nullptr;
         received.payloads[i] = output;
         if (output.data == nullptr) received.payloads[i] = {ws.mine + payload.plane, 0, payload.plane_stride, rows.dtype, 0};
         received.payloads[i].row_bytes = rows.row_bytes;
     }
     params.shape = shape.value();
+    params.packets = whole_vectors ? 1 : 0;
     received.topk_ids = reinterpret_cast<int32_t *>(ws.mine + ws.layout.ids);
     // A rank without tokens may have no weights to point to, and receives others' all the same.
     if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = reinterpret_cast<float *>(ws.mine + ws.layout.weights);
@@ -168,8 +187,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
 
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        int blocks = copies_out ? blocks_ : std::clamp(args.num_tokens, 1, blocks_);
-        check_launch(kernels::cuda::dispatch(params, blocks, stream), "dispatch");
+        check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, stream)), "dispatch");
     } else {
         check_fault(kernels::host::dispatch(params, {&lost, group_.get()}));
     }
@@ -190,11 +208,11 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
                                                                 : kernels::value_bf16;
     params.weighted = call.weighted ? 1 : 0;
     params.push_width = kernels::access_width(bits(params.input) | params.input_stride | params.row_bytes);
-    params.reduce_width = kernels::access_width(bits(params.output) | params.output_stride | params.row_bytes);
+    params.reduce_width = std::min(params.push_width, kernels::access_width(bits(params.output) | params.output_stride));
     params.shape = Shape().add(params.row_bytes).add(static_cast<uint64_t>(params.value_type)).value();
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::combine(params, blocks_, call.num_tokens, stream), "combine");
+        check_launch(kernels::cuda::combine(params, launch(call.num_tokens, stream)), "combine");
     } else {
         check_fault(kernels::host::combine(params, {&lost, group_.get()}));
     }
@@ -217,7 +235,7 @@ moelink_status one_sided_available(int32_t device, std::string *why) { return de
 
 moelink_manager_sizes one_sided_query(const Group &group, const Config &config) {
     check_workspace(group, config);
-    return sizes_from(make_layout(config, group.size()), config);
+    return sizes_from(make_layout(config, group.size(), group.on_cuda()), config);
 }
 
 std::unique_ptr<Backend> one_sided_make(const BackendParams &params) {

@@ -22,7 +22,8 @@ private:
     void prepare(uint64_t generation);
     kernels::cuda::Result load_kernels() const;
     void reset(size_t slot);
-    int choose_blocks(const Deadline &deadline) const;
+    void choose_launch(const Deadline &deadline);
+    kernels::cuda::Launch launch(int32_t tokens, moelink_stream stream) const;
     void check_fault(const kernels::Fault &fault) const;
 
     Ref<Group> group_;
@@ -35,6 +36,7 @@ private:
     Buffer peers_;
     std::vector<kernels::Workspace> workspaces_;
     int blocks_ = 1;
+    bool early_ = false;
 };
 
 // Throws UNSUPPORTED for more ranks than a kernel addresses, and for memory of the other device.

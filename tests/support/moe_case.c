@@ -20,7 +20,9 @@ void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry
     memset(out, 0, sizeof(*out));
     out->seed = seed;
     out->ranks = ranks;
+    out->vectors = random_chance(&state, 40);
     uint64_t hidden = random_chance(&state, 10) ? 7168 : any_size(&state, 7168);
+    if (out->vectors) hidden = (hidden + 15) / 16 * 16;
     uint64_t most_tokens = values / hidden < 300 ? values / hidden + 1 : 300;
     for (int rank = 0; rank < ranks; ++rank) {
         out->max_tokens[rank] = random_range(&state, 1, (int)most_tokens);
@@ -34,6 +36,7 @@ void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry
     for (int i = 1; i < out->payload_count; ++i) {
         uint64_t odd = odd_rows[random_range(&state, 0, (int)(sizeof(odd_rows) / sizeof(odd_rows[0])) - 1)];
         out->row_bytes[i] = random_chance(&state, 70) ? odd : any_size(&state, 3000);
+        if (out->vectors) out->row_bytes[i] = (out->row_bytes[i] + 15) / 16 * 16;
     }
     out->combine_row_bytes = hidden * 4;
     out->slots = random_chance(&state, 60) ? 1 : random_range(&state, 2, 4);
@@ -55,12 +58,14 @@ void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *ou
     for (int i = 0; i < out->payload_count; ++i) {
         out->sent[i] = random_chance(&state, 90);
         out->row_bytes[i] = random_chance(&state, 80) ? geometry->row_bytes[i] : any_size(&state, geometry->row_bytes[i]);
+        if (geometry->vectors) out->row_bytes[i] = (out->row_bytes[i] + 15) / 16 * 16;
         if (!out->sent[i]) out->row_bytes[i] = 0;
     }
     out->combine = random_chance(&state, 95);
     out->dtype = dtypes[random_range(&state, 0, 2)];
     uint64_t most = geometry->combine_row_bytes / 4;
     out->hidden = random_chance(&state, 70) ? most : any_size(&state, most);
+    if (geometry->vectors) out->hidden = (out->hidden + 15) / 16 * 16;
     if (random_chance(&state, 30) && out->payload_count > 0 && out->sent[0]) {
         uint64_t size = dtype_bytes(out->dtype);
         out->row_bytes[0] = geometry->row_bytes[0] / size * size;

@@ -22,6 +22,7 @@ typedef struct moe_geometry {
     uint64_t row_bytes[MOELINK_MAX_PAYLOADS];
     uint64_t combine_row_bytes;
     int slots;
+    int vectors; /* all rows are whole 16-byte vectors; most ranks' tensors then lie at multiples of 16 bytes too */
 } moe_geometry;
 
 /* How the ids of a round are drawn. */
@@ -73,6 +74,7 @@ typedef struct moe_flight {
     int kind;
     moelink_stream stream;
     int in_place;     /* combine reads payload 0 where it arrived */
+    int aligned;      /* tensors and strides are multiples of 16 bytes */
     int64_t capacity; /* rows from one source */
     int tokens, bound;
     void *staging;

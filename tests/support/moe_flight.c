@@ -13,12 +13,13 @@ static uint64_t span(uint64_t rows, uint64_t stride, uint64_t row_bytes) {
     return rows == 0 ? 0 : (rows - 1) * stride + row_bytes;
 }
 
-static unsigned any_shift(const moe_round *round, uint64_t *state, int unit) {
-    return round->plain || random_chance(state, 50) ? 0u : (unsigned)(random_range(state, 0, 15) / unit * unit);
+static unsigned any_shift(const moe_flight *flight, uint64_t *state, int unit) {
+    return flight->round.plain || flight->aligned || random_chance(state, 50) ? 0u : (unsigned)(random_range(state, 0, 15) / unit * unit);
 }
 
-static uint64_t any_stride(const moe_round *round, uint64_t *state, uint64_t row_bytes, int unit) {
-    return row_bytes + (round->plain || random_chance(state, 60) ? 0u : (uint64_t)(random_range(state, 1, 40) * unit));
+static uint64_t any_stride(const moe_flight *flight, uint64_t *state, uint64_t row_bytes, int unit) {
+    if (flight->aligned) unit = 16;
+    return row_bytes + (flight->round.plain || random_chance(state, 60) ? 0u : (uint64_t)(random_range(state, 1, 40) * unit));
 }
 
 /* The caller's ids in their own width; rows beyond the tokens name expert 0, so that reading them shows. */
@@ -43,12 +44,12 @@ static void prepare_routing(rank_context *ctx, moe_flight *flight, uint64_t *sta
     int32_t ids_dtype = moe_ids_dtype(round, ctx->rank);
     int id_bytes = ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4;
     uint64_t count = (uint64_t)flight->bound * (uint64_t)flight->geometry->top_k;
-    flight->ids = guarded_make(ctx, count * (uint64_t)id_bytes, any_shift(round, state, id_bytes));
+    flight->ids = guarded_make(ctx, count * (uint64_t)id_bytes, any_shift(flight, state, id_bytes));
     void *staging = host_memory(ctx, count * 8);
     write_ids(ctx, flight, staging);
     device_copy(ctx, flight->ids.data, staging, flight->ids.bytes);
     if (round->weights) {
-        flight->weights = guarded_make(ctx, count * 4, any_shift(round, state, 4));
+        flight->weights = guarded_make(ctx, count * 4, any_shift(flight, state, 4));
         memset(staging, 0, count * 4);
         moe_weights(flight->geometry, round, ctx->rank, staging);
         device_copy(ctx, flight->weights.data, staging, flight->weights.bytes);
@@ -74,9 +75,9 @@ static void prepare_payload(rank_context *ctx, moe_flight *flight, int i, uint64
     if (!round->sent[i]) return;
     moelink_rows *rows = &flight->payloads[i];
     rows->row_bytes = round->row_bytes[i];
-    rows->row_stride = any_stride(round, state, rows->row_bytes, 1);
+    rows->row_stride = any_stride(flight, state, rows->row_bytes, 1);
     flight->input[i] =
-        guarded_make(ctx, span((uint64_t)flight->bound, rows->row_stride, rows->row_bytes), any_shift(round, state, 1));
+        guarded_make(ctx, span((uint64_t)flight->bound, rows->row_stride, rows->row_bytes), any_shift(flight, state, 1));
     unsigned char *staging = host_memory(ctx, flight->input[i].bytes);
     memset(staging, GUARDED_POISON, flight->input[i].bytes);
     for (int token = 0; token < flight->tokens; ++token) {
@@ -90,9 +91,9 @@ static void prepare_payload(rank_context *ctx, moe_flight *flight, int i, uint64
     moelink_rows *own = &flight->outputs[i];
     int unit = flight->in_place && i == 0 ? 4 : 1;
     own->row_bytes = rows->row_bytes;
-    own->row_stride = any_stride(round, state, rows->row_bytes, unit);
+    own->row_stride = any_stride(flight, state, rows->row_bytes, unit);
     flight->output[i] = guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), own->row_stride, own->row_bytes),
-                                     any_shift(round, state, unit));
+                                     any_shift(flight, state, unit));
     own->data = flight->output[i].data;
 }
 
@@ -105,14 +106,14 @@ static void prepare_combine(rank_context *ctx, moe_flight *flight, uint64_t *sta
     flight->combine.mode = round->mode;
     flight->combine.input.row_bytes = flight->combine.output.row_bytes = row_bytes;
     flight->combine.input.dtype = flight->combine.output.dtype = round->dtype;
-    uint64_t stride = any_stride(round, state, row_bytes, size);
-    flight->result = guarded_make(ctx, span((uint64_t)flight->bound, stride, row_bytes), any_shift(round, state, size));
+    uint64_t stride = any_stride(flight, state, row_bytes, size);
+    flight->result = guarded_make(ctx, span((uint64_t)flight->bound, stride, row_bytes), any_shift(flight, state, size));
     flight->combine.output.data = flight->result.data;
     flight->combine.output.row_stride = stride;
     if (flight->in_place) return;
-    stride = any_stride(round, state, row_bytes, size);
+    stride = any_stride(flight, state, row_bytes, size);
     flight->expert =
-        guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), stride, row_bytes), any_shift(round, state, size));
+        guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), stride, row_bytes), any_shift(flight, state, size));
     flight->combine.input.data = flight->expert.data;
     flight->combine.input.row_stride = stride;
 }
@@ -130,6 +131,7 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     }
     flight->tokens = flight->bound = round->tokens[ctx->rank];
     uint64_t state = random_mix(round->seed, 7000 + (uint64_t)ctx->rank);
+    flight->aligned = geometry->vectors && random_chance(&state, 75);
     moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
     RANK_OK(ctx, moelink_manager_sizes_of(manager, &sizes));
     flight->capacity = sizes.slots_per_rank;

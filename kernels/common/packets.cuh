@@ -1,0 +1,105 @@
+// Rows as packets: 16-byte words of 12 bytes of data and the round's epoch, written and read as one access each (scalar b128
+// accesses of system scope, PTX ISA 8.3), so that a reader who finds the epoch has the data that came with it. The field calls
+// such protocols low-latency (LL); no fence and no flag stand between a row and its use.
+//
+// A tile is a warp's work: 96 vectors of 16 bytes of a row, three a lane, in 128 packets, four a lane. Every access of a warp
+// covers 512 bytes in a row on both sides.
+#pragma once
+
+#include "common/signal.cuh"
+
+namespace moelink::kernels::cuda {
+
+struct Packet {
+    uint32_t data[3];
+    uint32_t tag;
+};
+
+__device__ __forceinline__ void store_packet(unsigned char *at, const Packet &packet) {
+    const uint64_t low = uint64_t{packet.data[1]} << 32 | packet.data[0], high = uint64_t{packet.tag} << 32 | packet.data[2];
+    asm volatile("{ .reg .b128 packet; mov.b128 packet, {%1, %2}; st.relaxed.sys.global.b128 [%0], packet; }" ::"l"(at), "l"(low), "l"(high)
+                 : "memory");
+}
+
+__device__ __forceinline__ Packet load_packet(const unsigned char *at) {
+    uint64_t low, high;
+    asm volatile("{ .reg .b128 packet; ld.relaxed.sys.global.b128 packet, [%2]; mov.b128 {%0, %1}, packet; }"
+                 : "=l"(low), "=l"(high)
+                 : "l"(at)
+                 : "memory");
+    return {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high)}, static_cast<uint32_t>(high >> 32)};
+}
+
+inline constexpr int piece_vectors = 3;
+inline constexpr int tile_vectors = 32 * piece_vectors;
+static_assert(tile_vectors * 16 == packet_tile_data);
+
+// One lane's part of a tile.
+struct Piece {
+    uint4 vector[piece_vectors];
+};
+
+// The vector of the row that is vector i of this lane in a tile.
+__device__ __forceinline__ int vector_at(int tile, int lane, int i) { return tile * tile_vectors + i * 32 + lane; }
+
+// How many of a lane's vectors lie in a row of `vectors`.
+__device__ __forceinline__ int valid_vectors(int vectors, int tile, int lane) {
+    return min(piece_vectors, max(0, (vectors - tile * tile_vectors - lane + 31) / 32));
+}
+
+__device__ __forceinline__ Piece load_piece(const unsigned char *row, int tile, int lane, int valid) {
+    Piece piece{};
+#pragma unroll
+    for (int i = 0; i < piece_vectors; ++i) {
+        if (i < valid) piece.vector[i] = reinterpret_cast<const uint4 *>(row)[vector_at(tile, lane, i)];
+    }
+    return piece;
+}
+
+// A vector to where only accesses of `width` bytes are allowed.
+__device__ __forceinline__ void store_vector(unsigned char *at, const uint4 &vector, int width) {
+    if (width == 16) {
+        *reinterpret_cast<uint4 *>(at) = vector;
+        return;
+    }
+    const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int byte = 0; byte < 16; ++byte) at[byte] = static_cast<unsigned char>(words[byte / 4] >> (byte % 4 * 8));
+}
+
+__device__ __forceinline__ void store_piece(unsigned char *row, int tile, int lane, int valid, const Piece &piece, int width) {
+#pragma unroll
+    for (int i = 0; i < piece_vectors; ++i) {
+        if (i < valid) store_vector(row + static_cast<size_t>(vector_at(tile, lane, i)) * 16, piece.vector[i], width);
+    }
+}
+
+// `tile_at`: the tile's packets at the receiver. n + 1 packets carry n vectors.
+__device__ __forceinline__ void send_piece(unsigned char *tile_at, int lane, int valid, const Piece &piece, uint32_t epoch) {
+    const uint4 &a = piece.vector[0], &b = piece.vector[1], &c = piece.vector[2];
+    const Packet packets[4] = {{{a.x, a.y, a.z}, epoch}, {{a.w, b.x, b.y}, epoch}, {{b.z, b.w, c.x}, epoch}, {{c.y, c.z, c.w}, epoch}};
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        if (valid > 0 && q <= valid) store_packet(tile_at + (q * 32 + lane) * 16, packets[q]);
+    }
+}
+
+// One look at a lane's packets: true when all have come.
+__device__ __forceinline__ bool take_piece(const unsigned char *tile_at, int lane, int valid, uint32_t epoch, Piece *piece) {
+    Packet packets[4];
+    bool all = true;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        if (valid > 0 && q <= valid) {
+            packets[q] = load_packet(tile_at + (q * 32 + lane) * 16);
+            all = all && packets[q].tag == epoch;
+        }
+    }
+    if (!all) return false;
+    piece->vector[0] = {packets[0].data[0], packets[0].data[1], packets[0].data[2], packets[1].data[0]};
+    piece->vector[1] = {packets[1].data[1], packets[1].data[2], packets[2].data[0], packets[2].data[1]};
+    piece->vector[2] = {packets[2].data[2], packets[3].data[0], packets[3].data[1], packets[3].data[2]};
+    return true;
+}
+
+}  // namespace moelink::kernels::cuda

@@ -1,0 +1,25 @@
+// Launching a kernel of blocks that wait for other ranks.
+#pragma once
+
+#include "common/rows.cuh"
+
+#include <algorithm>
+
+namespace moelink::kernels::cuda {
+
+// As many blocks as are wanted and allowed.
+template <class Params>
+Result launch_kernel(void (*kernel)(Params), const Params &params, const Launch &launch, int wanted) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(std::clamp(wanted, 1, launch.blocks)));
+    config.blockDim = dim3(block_threads);
+    config.stream = launch.stream;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = launch.early ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+}  // namespace moelink::kernels::cuda

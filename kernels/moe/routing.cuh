@@ -1,0 +1,171 @@
+// Where the tokens of a rank go: the distinct ranks of each token, and the slot of its row there. Slots are numbered in token
+// order without atomics; the same tokens get the same slots in every run.
+#pragma once
+
+#include "common/rows.cuh"
+
+namespace moelink::kernels::cuda {
+
+inline constexpr int batch_tokens = 128;
+inline constexpr int block_warps = block_threads / 32;
+inline constexpr unsigned all_lanes = 0xffffffffu;
+static_assert(batch_tokens <= block_threads);
+static_assert(batch_tokens >= max_packet_rows, "a round of packets is one batch");
+
+struct Destination {
+    int32_t rank;
+    int32_t slot;
+};
+
+// A block's routes. A batch is found, then after a block barrier numbered, then after another one used.
+struct Routes {
+    int32_t partial[block_warps][max_cuda_ranks];         // rows of tokens before the block's, as each warp counted them
+    uint32_t sets[batch_tokens][max_cuda_ranks / 32];     // the distinct ranks of each token as bits
+    int32_t before[max_cuda_ranks];                       // rows before the block's to each rank
+    int32_t next[max_cuda_ranks];                         // slot of the batch's first row to each rank
+    int32_t after[max_cuda_ranks];                        // slot after the batch's last row to each rank
+    Destination to[batch_tokens][max_top_k];
+    int32_t distinct[batch_tokens];
+};
+
+// The distinct ranks of one token as bits; Words 32-bit words.
+template <int Words>
+struct RankSet {
+    uint32_t bits[Words] = {};
+
+    __device__ __forceinline__ void add(int32_t rank) {
+#pragma unroll
+        for (int w = 0; w < Words; ++w) bits[w] |= rank >> 5 == w ? 1u << (rank & 31) : 0u;
+    }
+};
+
+template <class Id>
+__device__ __forceinline__ Id read_id(const DispatchParams &params, int64_t token, int k) {
+    return __ldg(static_cast<const Id *>(params.ids) + token * params.workspace.top_k + k);
+}
+
+template <class Id, int Words>
+__device__ __forceinline__ RankSet<Words> ranks_of(const DispatchParams &params, int64_t token) {
+    constexpr int ahead = 8;  // ids in flight
+    constexpr int each = 16 / sizeof(Id);
+    struct alignas(16) Ids {
+        Id id[each];
+    };
+    const int top_k = params.workspace.top_k;
+    const Id *at = static_cast<const Id *>(params.ids) + token * top_k;
+    RankSet<Words> set;
+    for (int first = 0; first < top_k; first += ahead) {
+        Id ids[ahead];
+        if (params.whole_ids != 0) {
+#pragma unroll
+            for (int u = 0; u < ahead; u += each) {
+                const Ids some = *reinterpret_cast<const Ids *>(at + min(first + u, top_k - each));
+#pragma unroll
+                for (int i = 0; i < each; ++i) ids[u + i] = some.id[i];
+            }
+        } else {
+#pragma unroll
+            for (int u = 0; u < ahead; ++u) ids[u] = __ldg(at + min(first + u, top_k - 1));
+        }
+#pragma unroll
+        for (int u = 0; u < ahead; ++u) {  // one that is read twice changes nothing
+            const int32_t rank = params.workspace.owners.rank_of(ids[u]);
+            if (rank >= 0) set.add(rank);
+        }
+    }
+    return set;
+}
+
+// Counts the tokens before the block's, [0, end), that go to each rank: all warps, each into its own part.
+template <class Id, int Words>
+__device__ __forceinline__ void count_before(const DispatchParams &params, int64_t end, Routes &routes) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int32_t count[Words] = {};
+    for (int64_t group = warp; group * 32 < end; group += block_warps) {
+        const int64_t token = group * 32 + lane;
+        RankSet<Words> set;
+        if (token < end) set = ranks_of<Id, Words>(params, token);
+#pragma unroll
+        for (int w = 0; w < Words; ++w) {
+            const int bits = min(32, params.workspace.ranks - w * 32);
+            for (int bit = 0; bit < bits; ++bit) {
+                const int32_t tokens = __popc(__ballot_sync(all_lanes, set.bits[w] >> bit & 1u));
+                if (lane == bit) count[w] += tokens;
+            }
+        }
+    }
+#pragma unroll
+    for (int w = 0; w < Words; ++w) {
+        if (w * 32 + lane < params.workspace.ranks) routes.partial[warp][w * 32 + lane] = count[w];
+    }
+}
+
+// Finds the distinct ranks of a batch's tokens: an id a lane, so that few tokens take few steps.
+template <class Id, int Words>
+__device__ __forceinline__ void find_batch(const DispatchParams &params, int64_t begin, int tokens, Routes &routes) {
+    const int top_k = params.workspace.top_k;
+    const int shift = top_k > 1 ? 32 - __clz(top_k - 1) : 0;  // lanes of a token: the power of two that holds top_k
+    const int lane = threadIdx.x % 32, k = lane & ((1 << shift) - 1);
+    const int warp = block_warps - 1 - static_cast<int>(threadIdx.x / 32);  // the first warps begin with what comes before
+    for (int first = warp << (5 - shift); first < tokens; first += block_threads >> shift) {
+        const int local = first + (lane >> shift);
+        int32_t rank = -1;
+        if (local < tokens && k < top_k) rank = params.workspace.owners.rank_of(read_id<Id>(params, begin + local, k));
+        RankSet<Words> set;
+        if (rank >= 0) set.add(rank);
+#pragma unroll
+        for (int w = 0; w < Words; ++w) {
+            for (int step = 1; step < 1 << shift; step *= 2) set.bits[w] |= __shfl_xor_sync(all_lanes, set.bits[w], step);
+            if (k == 0 && local < tokens) routes.sets[local][w] = set.bits[w];
+        }
+    }
+}
+
+// Slots of the rows before the block's, once they are counted.
+__device__ __forceinline__ void sum_before(int ranks, Routes &routes) {
+    const int rank = threadIdx.x;
+    if (rank >= ranks) return;
+    int32_t sum = 0;
+    for (int warp = 0; warp < block_warps; ++warp) sum += routes.partial[warp][rank];
+    routes.before[rank] = routes.next[rank] = sum;
+}
+
+// One warp for each 32 tokens of a batch gives them their destinations, in rank order, with their slots.
+template <int Words>
+__device__ __forceinline__ void number_batch(int ranks, int tokens, Routes &routes) {
+    const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
+    const int last = max(0, (tokens - 1) / 32);
+    if (group > last) return;
+    const int local = group * 32 + lane;
+    int distinct = 0;
+#pragma unroll
+    for (int w = 0; w < Words; ++w) {
+        const int bits = min(32, ranks - w * 32);
+        int32_t next = lane < bits ? routes.next[w * 32 + lane] : 0;
+        for (int earlier = 0; earlier < group; ++earlier) {
+            const uint32_t set = routes.sets[earlier * 32 + lane][w];
+            for (int bit = 0; bit < bits; ++bit) {
+                const int32_t going = __popc(__ballot_sync(all_lanes, set >> bit & 1u));
+                if (lane == bit) next += going;
+            }
+        }
+        const uint32_t set = local < tokens ? routes.sets[local][w] : 0u;
+        for (int bit = 0; bit < bits; ++bit) {
+            const bool goes = set >> bit & 1u;
+            const uint32_t going = __ballot_sync(all_lanes, goes);
+            const int32_t first = __shfl_sync(all_lanes, next, bit);
+            if (goes) routes.to[local][distinct++] = {w * 32 + bit, first + __popc(going & ((1u << lane) - 1u))};
+            if (lane == bit) next += __popc(going);
+        }
+        if (group == last && lane < bits) routes.after[w * 32 + lane] = next;
+    }
+    if (local < tokens) routes.distinct[local] = distinct;
+}
+
+// The batch is numbered; the next one follows it.
+__device__ __forceinline__ void advance(int ranks, Routes &routes) {
+    const int rank = threadIdx.x;
+    if (rank < ranks) routes.next[rank] = routes.after[rank];
+}
+
+}  // namespace moelink::kernels::cuda
