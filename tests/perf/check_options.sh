@@ -47,7 +47,7 @@ assert first["ok"] and first["settings"]["hidden"] == 1024 and first["settings"]
 assert [(row["routing"], row["tokens"]) for row in first["rows"]] == [("uniform", 3), ("uniform", 5), ("hot", 3), ("hot", 5)]
 for row in first["rows"]:
     assert row["stamped_us_max"] >= row["stamped_us_p99"] >= row["stamped_us_p50"] > 0 and row["stamped_samples"] >= 20
-    assert row["baseline_pair_us_p50"] > 0 and row["memcpy_us"] > 0
+    assert row["baseline_pair_us_p50"] > 0 and row["memcpy_us"] > 0 and row["pair_over_memcpy"] > 0
 compared = first["compare"]
 assert [(one["lib"], one["tokens"], one["routing"]) for one in compared] == [("slow", 3, "uniform"), ("fast", 5, "uniform")], compared
 for one in compared:

@@ -288,8 +288,8 @@ void time_calls(Job &job, Measured &measured) {
 
 // The yardstick of a pair on the host: as many bytes as must be read and written at least, by one memcpy. A dispatch reads a row
 // once and writes it once for each distinct rank; a combine reads those rows once and writes one: tokens + rows sent, both ways.
-// All ranks copy at the same time, again and again: a stretch of pairs is timed in the same way.
-double time_memcpy(const Job &job) {
+// Pairs and copies take turns on all ranks, so that what else runs on the machine hits both alike.
+void time_memcpy(Job &job, double estimate_us, Measured &measured) {
     const Session &session = job.session();
     const World &world = job.world();
     int64_t rows = world.tokens[static_cast<size_t>(session.rank())];
@@ -299,22 +299,40 @@ double time_memcpy(const Job &job) {
     const auto bytes = static_cast<size_t>(rows) * static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
     std::vector<char> from(bytes, 1);
     std::vector<char> to(bytes, 2);
-    const auto copy_us = [&](int times) {
+    const auto timed_us = [&](int times, auto work) {
         session.align();
         const auto start = std::chrono::steady_clock::now();
+        work(times);
+        return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() / times;
+    };
+    const auto copy = [&](int times) {
         for (int i = 0; i < times; ++i) {
             std::memcpy(to.data(), from.data(), bytes);
             asm volatile("" ::"r"(to.data()) : "memory");  // or the compiler would make one copy of many
         }
-        return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() / times;
     };
-    const double estimate = std::max(copy_us(2), 0.01);
-    const int times = agree(session, static_cast<int>(std::clamp(memcpy_budget_us / estimate, 1.0, 1e6)));
-    std::vector<double> samples;
-    for (int i = 0; i < least_iterations; ++i) {
-        samples.push_back(copy_us(times));
+    const int restart = restart_after(world);
+    const auto pair = [&](int times) { run_chain(job, times, restart); };
+    const auto fitting = [&](double one_us, double most) {
+        return agree(session, static_cast<int>(std::clamp(memcpy_budget_us / std::max(one_us, 0.01), 1.0, most)));
+    };
+    const int copies = fitting(timed_us(2, copy), 1e6);
+    const int pairs = fitting(estimate_us, 1e3);
+    std::vector<double> pair_us;
+    std::vector<double> copy_us;
+    constexpr int rounds = 11;
+    for (int i = 0; i < rounds; ++i) {
+        pair_us.push_back(timed_us(pairs, pair));
+        copy_us.push_back(timed_us(copies, copy));
     }
-    return timing_of(session.slowest(samples)).p50;
+    pair_us = session.slowest(pair_us);
+    copy_us = session.slowest(copy_us);
+    std::vector<double> ratios;
+    for (size_t i = 0; i < pair_us.size(); ++i) {
+        ratios.push_back(pair_us[i] / copy_us[i]);
+    }
+    measured.memcpy_us = timing_of(copy_us).p50;
+    measured.over_memcpy = timing_of(ratios).p50;
 }
 
 }  // namespace
@@ -348,7 +366,7 @@ Measured measure(Job &job, Channel &channel, const std::string &name) {
         }
     }
     if (!session.on_cuda()) {
-        measured.memcpy_us = time_memcpy(job);
+        time_memcpy(job, estimate_us, measured);
     }
     return measured;
 }

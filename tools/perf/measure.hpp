@@ -38,6 +38,7 @@ struct Measured {
     CallTime dispatch_call;
     CallTime combine_call;
     double memcpy_us = 0;  // host device: a memcpy of the bytes that must move, on the same threads; 0 elsewhere
+    double over_memcpy = 0;  // median over rounds of pairs and such copies in turn
 };
 
 // Collective. Every sample is the slowest rank's.

@@ -184,6 +184,7 @@ private:
         };
         if (measured.memcpy_us > 0) {
             row["memcpy_us"] = measured.memcpy_us;
+            row["pair_over_memcpy"] = measured.over_memcpy;
         }
         if (measured.stamped.samples > 0) {
             row["stamped_us_p50"] = measured.stamped.p50;
