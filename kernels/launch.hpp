@@ -35,7 +35,9 @@ struct alignas(128) SourceLine {
     uint64_t dispatch_rows;   // rows that have arrived, all rounds
     uint64_t combine_count;
     uint64_t combine_shape;
-    uint64_t reserved[11];
+    uint64_t combine_input;   // host: where the rows begin in the slot of their rank, when they stay there; 0: they are pushed
+    uint64_t combine_stride;  // host: from one of those rows to the next
+    uint64_t reserved[9];
 };
 static_assert(sizeof(SourceLine) == 128);
 
@@ -43,6 +45,12 @@ static_assert(sizeof(SourceLine) == 128);
 struct RowOrigin {
     int32_t token;
     int32_t distinct;
+};
+
+// Where one of a token's rows was sent: row `slot` of this rank's part of the rank's planes.
+struct RowPlace {
+    int32_t rank;
+    int32_t slot;
 };
 
 // Where a token of our own lies among the rows that we receive from ourselves, and which of its distinct ranks we are (-1: none).
@@ -97,13 +105,14 @@ struct SlotLayout {
     uint64_t received;     // uint32 [ranks]: rows of the round from each rank, and packets_bit
     uint64_t filled;       // Filled [ranks]
     uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
-    uint64_t distinct_ranks;  // int32 [capacity, max_distinct]: which they are, in rank order
+    uint64_t distinct_ranks;  // int32 [capacity, max_distinct]: which they are, in rank order: CUDA
     uint64_t weight_sums;  // float [capacity, max_distinct]
+    uint64_t places;       // RowPlace [capacity, max_distinct]: host
     uint64_t ids;          // int32 [ranks, capacity, top_k]
     uint64_t weights;      // float [ranks, capacity, top_k]
     uint64_t origins;      // RowOrigin [ranks, capacity]
-    uint64_t own_rows;     // OwnRow [capacity]
-    uint64_t arrived;      // uint32 [capacity, max_distinct]: epoch of the row in the combine plane
+    uint64_t own_rows;     // OwnRow [capacity]: CUDA
+    uint64_t arrived;      // uint32 [capacity, max_distinct]: epoch of the row in the combine plane: CUDA
     uint64_t dispatch_packets;  // bytes [ranks, packet_rows, dispatch_packet_bytes]
     uint64_t combine_packets;   // bytes [packet_rows, max_distinct, combine_packet_bytes]
     uint64_t planes[max_payloads];  // bytes [ranks, capacity, plane_stride]

@@ -179,7 +179,8 @@ typedef struct moelink_dispatch_args {
 MOELINK_API void moelink_dispatch_args_init(moelink_dispatch_args *args);
 
 /** Where a dispatch puts its rows. Addresses and bounds are known on the host at once; the values are there in stream order, and
- *  stay valid until that slot's combine, abandon, growth or cleanup. Start from MOELINK_DISPATCHED_INIT. */
+ *  stay valid until that slot's combine, abandon, growth or cleanup. From the start of the combine to the slot's next dispatch the
+ *  memory is the library's and must not be written: peers may read rows in place. Start from MOELINK_DISPATCHED_INIT. */
 typedef struct moelink_dispatched {
     uint32_t struct_size;
     int32_t ranks;
@@ -217,7 +218,8 @@ typedef struct moelink_combine_args {
     uint32_t flags;      /**< 0 */
     moelink_rows input;  /**< [row_capacity, hidden] in the dispatched layout: any device memory, a dispatched view included; dtype F32,
                               F16 or BF16. Rows beyond the counts are not read */
-    moelink_rows output; /**< [num_tokens, hidden] device; row_bytes and dtype as input's; tokens with no valid id become 0 */
+    moelink_rows output; /**< [num_tokens, hidden] device; row_bytes and dtype as input's; overlaps no received row of input; tokens
+                              with no valid id become 0 */
 } moelink_combine_args;
 #define MOELINK_COMBINE_ARGS_INIT \
     {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}}

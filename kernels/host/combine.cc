@@ -1,35 +1,23 @@
-// Push combine on the host: every received row back to its token's owner, who adds a token's rows in rank order.
+// Combine on the host: received rows go back to their tokens' owners, who add a token's rows in rank order. Rows that the owner
+// can read where they are, its own and those that lie in the dispatched view, stay there.
 #include "signal.hpp"
+#include "sum.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 namespace moelink::kernels::host {
 
 namespace {
 
-struct F32 {
-    float value;
-    static float load(F32 from) { return from.value; }
-    static F32 store(float value) { return {value}; }
-};
-
-struct F16 {
-    _Float16 value;
-    static float load(F16 from) { return static_cast<float>(from.value); }
-    static F16 store(float value) { return {static_cast<_Float16>(value)}; }
-};
-
-struct BF16 {
-    uint16_t bits;
-    static float load(BF16 from) { return std::bit_cast<float>(uint32_t{from.bits} << 16); }
-    static BF16 store(float value) {
-        uint32_t bits = std::bit_cast<uint32_t>(value);
-        if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>(bits >> 16 | 0x40u)};  // keep NaN a NaN
-        return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
-    }
-};
+// Where the input begins in our slot, when all of it lies in what dispatch delivered: then every peer can read it there. Else 0.
+uint64_t place_in_slot(const CombineParams &params) {
+    const Workspace &ws = params.workspace;
+    const uint64_t rows = static_cast<uint64_t>(ws.ranks) * static_cast<uint64_t>(ws.capacity);
+    const unsigned char *end = params.input + (rows - 1) * params.input_stride + params.row_bytes;
+    const bool inside = params.input >= ws.mine + ws.layout.ids && end <= ws.mine + ws.layout.combine;
+    return inside ? static_cast<uint64_t>(params.input - ws.mine) : 0;
+}
 
 void push(const CombineParams &params, int32_t source) {
     const Workspace &ws = params.workspace;
@@ -52,35 +40,43 @@ int32_t rows_with_expert(const CombineParams &params, int32_t source) {
     return static_cast<int32_t>(std::count_if(origins, origins + rows, [](const RowOrigin &o) { return o.distinct >= 0; }));
 }
 
-template <class T>
+void announce_rows(const CombineParams &params, uint64_t place, uint32_t epoch, int32_t source) {
+    const Workspace &ws = params.workspace;
+    SourceLine *line = part<SourceLine>(ws.peers[source], ws.layout.lines) + ws.rank;
+    store_word(&line->combine_shape, epoch, params.shape, std::memory_order_relaxed);
+    line->combine_input = place;
+    line->combine_stride = params.input_stride;
+    announce(&line->combine_count, epoch, static_cast<uint32_t>(rows_with_expert(params, source)));
+}
+
+// Where the row is that a rank has for one of our tokens; `pushed` is its row of the combine plane.
+const unsigned char *row_at(const CombineParams &params, RowPlace place, uint64_t pushed) {
+    const Workspace &ws = params.workspace;
+    const SourceLine &line = part<SourceLine>(ws.mine, ws.layout.lines)[place.rank];
+    const uint64_t row = static_cast<uint64_t>(ws.rank) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(place.slot);
+    if (place.rank == ws.rank) return params.input + row * params.input_stride;
+    if (line.combine_input != 0) return ws.peers[place.rank] + line.combine_input + row * line.combine_stride;
+    return ws.mine + ws.layout.combine + pushed * params.row_bytes;
+}
+
 void reduce(const CombineParams &params, int32_t tokens) {
-    constexpr size_t block = 1024;  // values that stay in the first-level cache
     const Workspace &ws = params.workspace;
     const int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
     const float *weight_sums = part<float>(ws.mine, ws.layout.weight_sums);
-    const unsigned char *plane = ws.mine + ws.layout.combine;
-    const size_t values = params.row_bytes / sizeof(T);
-    float sum[block];
+    const RowPlace *places = part<RowPlace>(ws.mine, ws.layout.places);
+    const SumRows sum = best_sum_code().of(params.value_type);
+    const size_t values = params.row_bytes / (params.value_type == value_f32 ? 4 : 2);
+    const unsigned char *rows[max_top_k];
+    unsigned char *out = params.output;
     for (int32_t token = 0; token < tokens; ++token) {
-        uint64_t first = static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct);
-        unsigned char *out = params.output + static_cast<uint64_t>(token) * params.output_stride;
-        for (size_t begin = 0; begin < values; begin += block) {
-            const size_t count = std::min(block, values - begin);
-            std::fill(sum, sum + count, 0.0f);
-            for (int32_t rank = 0; rank < distinct[token]; ++rank) {
-                const unsigned char *row = plane + (first + static_cast<uint64_t>(rank)) * params.row_bytes + begin * sizeof(T);
-                const float weight = params.weighted ? weight_sums[first + static_cast<uint64_t>(rank)] : 1.0f;
-                for (size_t i = 0; i < count; ++i) {
-                    T value;
-                    std::memcpy(&value, row + i * sizeof(T), sizeof(T));
-                    sum[i] += weight * T::load(value);
-                }
-            }
-            for (size_t i = 0; i < count; ++i) {
-                T value = T::store(sum[i]);
-                std::memcpy(out + (begin + i) * sizeof(T), &value, sizeof(T));
-            }
+        const uint64_t first = static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct);
+        const int32_t count = distinct[token];
+        for (int32_t i = 0; i < count; ++i) {
+            const uint64_t pushed = first + static_cast<uint64_t>(i);
+            rows[i] = row_at(params, places[pushed], pushed);
         }
+        sum(out, rows, params.weighted ? weight_sums + first : nullptr, count, values);
+        out += params.output_stride;
     }
 }
 
@@ -91,13 +87,12 @@ Fault combine(const CombineParams &params, const Watch &watch) {
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
     const uint32_t epoch = state->combine_epoch + 1;
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
+    const uint64_t place = place_in_slot(params);
 
     for (int32_t i = 0; i < ws.ranks; ++i) {
         int32_t source = (ws.rank + i) % ws.ranks;
-        push(params, source);
-        SourceLine *line = part<SourceLine>(ws.peers[source], ws.layout.lines) + ws.rank;
-        store_word(&line->combine_shape, epoch, params.shape, std::memory_order_relaxed);
-        announce(&line->combine_count, epoch, static_cast<uint32_t>(rows_with_expert(params, source)));
+        if (place == 0 && source != ws.rank) push(params, source);
+        announce_rows(params, place, epoch, source);
     }
 
     Fault fault{};
@@ -106,17 +101,13 @@ Fault combine(const CombineParams &params, const Watch &watch) {
         int32_t expert_side = (ws.rank + i) % ws.ranks;
         SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + expert_side;
         uint32_t count = 0;
-        if (!await_word(&line->combine_count, epoch, &count, expert_side, phase_combine, deadline, watch, &fault)) return fault;
+        if (!await_word(&line->combine_count, epoch, &count, expert_side, ws.ranks, phase_combine, deadline, watch, &fault)) return fault;
         uint64_t shape = std::atomic_ref<uint64_t>(line->combine_shape).load(std::memory_order_relaxed);
         if (static_cast<uint32_t>(shape) != params.shape || static_cast<int32_t>(count) != send_counts[expert_side]) {
             return Fault{fault_mismatch, expert_side, phase_combine, 0};
         }
     }
-    switch (params.value_type) {
-        case value_f32: reduce<F32>(params, state->tokens); break;
-        case value_f16: reduce<F16>(params, state->tokens); break;
-        default: reduce<BF16>(params, state->tokens); break;
-    }
+    reduce(params, state->tokens);
     state->combine_epoch = epoch;
     return fault;
 }

@@ -14,48 +14,61 @@ struct Destination {
     int32_t distinct;  // -1: the rank only gathers
 };
 
-// A token's destinations in rank order; the ranks that own one of its experts are numbered from 0.
+// One token at a time: who owns its experts, and so where it goes.
 class Router {
 public:
     explicit Router(const DispatchParams &params)
-        : params_(params), owners_(params.workspace.owners),
-          is_owner_(static_cast<size_t>(params.workspace.ranks)) {}
-
-    int64_t id(int64_t token, int k) const {
-        int64_t index = token * params_.workspace.top_k + k;
-        return params_.ids_bytes == 8 ? static_cast<const int64_t *>(params_.ids)[index] : static_cast<const int32_t *>(params_.ids)[index];
+        : params_(params), owners_(params.workspace.owners), is_owner_(static_cast<size_t>(params.workspace.ranks)) {
+        to_.reserve(static_cast<size_t>(params.workspace.ranks));
     }
 
-    int32_t rank_of(int64_t id) const { return owners_.rank_of(id); }
-
     // Returns the number of distinct ranks that own an expert of the token.
-    int32_t route(int64_t token, std::vector<Destination> *out) {
-        out->clear();
-        owners_of_token_.clear();
-        for (int k = 0; k < params_.workspace.top_k; ++k) {
-            int32_t rank = owners_.rank_of(id(token, k));
-            if (rank < 0 || is_owner_[static_cast<size_t>(rank)]) continue;
-            is_owner_[static_cast<size_t>(rank)] = true;
-            owners_of_token_.push_back(rank);
+    int32_t route(int64_t token) {
+        const int top_k = params_.workspace.top_k;
+        to_.clear();
+        for (int k = 0; k < top_k; ++k) {
+            const int64_t id = id_of(token, k);
+            ids_[k] = static_cast<int32_t>(id);
+            ranks_[k] = owners_.rank_of(id);
+            if (ranks_[k] < 0 || is_owner_[static_cast<size_t>(ranks_[k])]) continue;
+            is_owner_[static_cast<size_t>(ranks_[k])] = 1;
+            to_.push_back({ranks_[k], 0});
         }
-        std::sort(owners_of_token_.begin(), owners_of_token_.end());
-        int32_t distinct = 0;
-        if (params_.to_all) {
-            for (int32_t rank = 0; rank < params_.workspace.ranks; ++rank) {
-                out->push_back({rank, is_owner_[static_cast<size_t>(rank)] ? distinct++ : -1});
-            }
-        } else {
-            for (int32_t rank : owners_of_token_) out->push_back({rank, distinct++});
+        std::sort(to_.begin(), to_.end(), [](const Destination &a, const Destination &b) { return a.rank < b.rank; });
+        const auto distinct = static_cast<int32_t>(to_.size());
+        for (int32_t i = 0; i < distinct; ++i) to_[static_cast<size_t>(i)].distinct = i;
+        if (params_.to_all) add_the_rest();
+        for (int k = 0; k < top_k; ++k) {
+            if (ranks_[k] >= 0) is_owner_[static_cast<size_t>(ranks_[k])] = 0;
         }
-        for (int32_t rank : owners_of_token_) is_owner_[static_cast<size_t>(rank)] = false;
         return distinct;
     }
 
+    // The routed token's destinations; those that own one of its experts come in rank order and are numbered from 0.
+    const std::vector<Destination> &to() const { return to_; }
+    // -1: no rank.
+    int32_t rank(int k) const { return ranks_[k]; }
+    // Of an expert that a rank owns.
+    int32_t id(int k) const { return ids_[k]; }
+
 private:
+    int64_t id_of(int64_t token, int k) const {
+        const int64_t index = token * params_.workspace.top_k + k;
+        return params_.ids_bytes == 8 ? static_cast<const int64_t *>(params_.ids)[index] : static_cast<const int32_t *>(params_.ids)[index];
+    }
+
+    void add_the_rest() {
+        for (int32_t rank = 0; rank < params_.workspace.ranks; ++rank) {
+            if (!is_owner_[static_cast<size_t>(rank)]) to_.push_back({rank, -1});
+        }
+    }
+
     const DispatchParams &params_;
     ExpertRanks owners_;
-    std::vector<bool> is_owner_;
-    std::vector<int32_t> owners_of_token_;
+    std::vector<Destination> to_;
+    std::vector<char> is_owner_;
+    int32_t ids_[max_top_k];
+    int32_t ranks_[max_top_k];
 };
 
 // Writes one token's row, ids, weights and origin into row `slot` of our part of a destination's workspace.
@@ -70,26 +83,26 @@ void write_row(const DispatchParams &params, const Router &router, int64_t token
                     payload.source + static_cast<uint64_t>(token) * payload.source_stride, payload.row_bytes);
     }
     int32_t *ids = part<int32_t>(peer, ws.layout.ids) + row * ws.top_k;
-    for (int k = 0; k < ws.top_k; ++k) {
-        int64_t id = router.id(token, k);
-        ids[k] = router.rank_of(id) == to.rank ? static_cast<int32_t>(id) : params.invalid_id;
-    }
+    for (int k = 0; k < ws.top_k; ++k) ids[k] = router.rank(k) == to.rank ? router.id(k) : params.invalid_id;
     if (params.weights != nullptr) {
         std::memcpy(part<float>(peer, ws.layout.weights) + row * ws.top_k, params.weights + token * ws.top_k,
                     sizeof(float) * static_cast<size_t>(ws.top_k));
     }
     part<RowOrigin>(peer, ws.layout.origins)[row] = {static_cast<int32_t>(token), to.distinct};
+    if (to.distinct >= 0) {
+        part<RowPlace>(ws.mine, ws.layout.places)[token * ws.max_distinct + to.distinct] = {to.rank, static_cast<int32_t>(slot)};
+    }
 }
 
 // The sum of a token's weights for the experts of each of its distinct ranks, for a weighted combine.
-void sum_weights(const DispatchParams &params, const Router &router, int64_t token, const std::vector<Destination> &to) {
+void sum_weights(const DispatchParams &params, const Router &router, int64_t token) {
     const Workspace &ws = params.workspace;
     float *sums = part<float>(ws.mine, ws.layout.weight_sums) + token * ws.max_distinct;
-    for (const Destination &destination : to) {
+    for (const Destination &destination : router.to()) {
         if (destination.distinct < 0) continue;
         float sum = 0;
         for (int k = 0; k < ws.top_k; ++k) {
-            if (router.rank_of(router.id(token, k)) == destination.rank) sum += params.weights[token * ws.top_k + k];
+            if (router.rank(k) == destination.rank) sum += params.weights[token * ws.top_k + k];
         }
         sums[destination.distinct] = sum;
     }
@@ -129,15 +142,14 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
     if (params.tokens_device != nullptr) tokens = std::clamp(*params.tokens_device, 0, params.tokens);
 
     Router router(params);
-    std::vector<Destination> to;
     std::vector<int32_t> rows(static_cast<size_t>(ws.ranks), 0);
     int32_t *send_counts = part<int32_t>(ws.mine, ws.layout.send_counts);
     int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
     std::fill(send_counts, send_counts + ws.ranks, 0);
     for (int64_t token = 0; token < tokens; ++token) {
-        distinct[token] = router.route(token, &to);
-        if (params.weights != nullptr) sum_weights(params, router, token, to);
-        for (const Destination &destination : to) {
+        distinct[token] = router.route(token);
+        if (params.weights != nullptr) sum_weights(params, router, token);
+        for (const Destination &destination : router.to()) {
             write_row(params, router, token, destination, rows[static_cast<size_t>(destination.rank)]++);
             if (destination.distinct >= 0) ++send_counts[destination.rank];
         }
@@ -157,7 +169,7 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
         int32_t source = (ws.rank + i) % ws.ranks;
         SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
         uint32_t count = 0;
-        if (!await_word(&line->dispatch_count, epoch, &count, source, phase_dispatch, deadline, watch, &fault)) return fault;
+        if (!await_word(&line->dispatch_count, epoch, &count, source, ws.ranks, phase_dispatch, deadline, watch, &fault)) return fault;
         uint64_t shape = std::atomic_ref<uint64_t>(line->dispatch_shape).load(std::memory_order_relaxed);
         if (static_cast<uint32_t>(shape) != params.shape) return Fault{fault_mismatch, source, phase_dispatch, 0};
         recv_counts[source] = static_cast<int32_t>(count);

@@ -10,6 +10,7 @@
 #include <ctime>
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,22 +32,49 @@ inline void announce(uint64_t *word, uint32_t epoch, uint32_t value) {
     syscall(SYS_futex, epoch_half(word), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+// How long to look before sleeping. A wake-up costs tens of microseconds; but where ranks outnumber cores, whoever looks keeps
+// the one who is waited for from running.
+inline std::chrono::nanoseconds spin_time(int32_t ranks) {
+    static const int cores = [] {
+        cpu_set_t mine;
+        return sched_getaffinity(0, sizeof mine, &mine) == 0 ? CPU_COUNT(&mine) : 1;
+    }();
+    return std::chrono::microseconds(ranks <= cores ? 20 : 1);
+}
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Whether the word carries the epoch; then its value into *value. What epoch was seen goes into *seen.
+inline bool arrived(uint64_t *word, uint32_t epoch, uint32_t *value, uint32_t *seen) {
+    const uint64_t all = std::atomic_ref<uint64_t>(*word).load(std::memory_order_acquire);
+    *seen = static_cast<uint32_t>(all >> 32);
+    if (*seen != epoch) return false;
+    *value = static_cast<uint32_t>(all);
+    return true;
+}
+
 // Waits until the word carries the epoch; its value into *value. False on a fault.
-inline bool await_word(uint64_t *word, uint32_t epoch, uint32_t *value, int32_t peer, Phase phase,
+inline bool await_word(uint64_t *word, uint32_t epoch, uint32_t *value, int32_t peer, int32_t ranks, Phase phase,
                        std::chrono::steady_clock::time_point deadline, const Watch &watch, Fault *fault) {
-    constexpr int spins = 200;
+    constexpr int looks = 32;  // between two readings of the clock
     constexpr long slice_ns = 20'000'000;
-    for (int spin = 0;; ++spin) {
-        uint64_t seen = std::atomic_ref<uint64_t>(*word).load(std::memory_order_acquire);
-        if (static_cast<uint32_t>(seen >> 32) == epoch) {
-            *value = static_cast<uint32_t>(seen);
-            return true;
-        }
-        if (spin < spins) continue;
+    uint32_t seen = 0;
+    const auto sleep_from = std::chrono::steady_clock::now() + spin_time(ranks);
+    for (int look = 1; look % looks != 0 || std::chrono::steady_clock::now() < sleep_from; ++look) {
+        if (arrived(word, epoch, value, &seen)) return true;
+        pause();
+    }
+    for (;;) {
+        if (arrived(word, epoch, value, &seen)) return true;
         if (watch.lost != nullptr && watch.lost(watch.user, fault)) {
             // The peer may have announced and left in good order since the word was read.
-            seen = std::atomic_ref<uint64_t>(*word).load(std::memory_order_acquire);
-            if (static_cast<uint32_t>(seen >> 32) == epoch) continue;
+            if (arrived(word, epoch, value, &seen)) return true;
             fault->code = fault_peer;
             fault->phase = phase;
             return false;
@@ -56,7 +84,7 @@ inline bool await_word(uint64_t *word, uint32_t epoch, uint32_t *value, int32_t 
             return false;
         }
         timespec slice{0, slice_ns};
-        syscall(SYS_futex, epoch_half(word), FUTEX_WAIT, static_cast<uint32_t>(seen >> 32), &slice, nullptr, 0);
+        syscall(SYS_futex, epoch_half(word), FUTEX_WAIT, seen, &slice, nullptr, 0);
     }
 }
 

@@ -60,12 +60,13 @@ WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
     slot.send_counts = cursor.take({r, sizeof(int32_t)});
     slot.received = cursor.take({r, sizeof(uint32_t)});
     slot.filled = cursor.take({r, sizeof(Filled)});
-    slot.arrived = cursor.take({capacity, distinct, sizeof(uint32_t)});
+    slot.arrived = cursor.take({on_cuda ? capacity : 0, distinct, sizeof(uint32_t)});
     slot.distinct = cursor.take({capacity, sizeof(int32_t)});
-    slot.distinct_ranks = cursor.take({capacity, distinct, sizeof(int32_t)});
+    slot.distinct_ranks = cursor.take({on_cuda ? capacity : 0, distinct, sizeof(int32_t)});
     slot.weight_sums = cursor.take({capacity, distinct, sizeof(float)});
+    slot.places = cursor.take({on_cuda ? 0 : capacity, distinct, sizeof(RowPlace)});
     slot.origins = cursor.take({r, capacity, sizeof(RowOrigin)});
-    slot.own_rows = cursor.take({capacity, sizeof(OwnRow)});
+    slot.own_rows = cursor.take({on_cuda ? capacity : 0, sizeof(OwnRow)});
     result.control_bytes = cursor.at();
     slot.ids = cursor.take({r, capacity, top_k, sizeof(int32_t)});
     slot.weights = cursor.take({r, capacity, top_k, sizeof(float)});

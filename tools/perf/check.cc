@@ -14,7 +14,8 @@ World::World(const PairOptions &options, const Routing &routing, int64_t most_to
       ranks(options.ranks),
       hidden(options.hidden),
       topk(options.topk),
-      experts(options.experts) {
+      experts(options.experts),
+      weighted(options.weighted) {
     for (int rank = 0; rank < ranks; ++rank) {
         // Uneven: the last rank has all, the first none.
         tokens.push_back(options.uneven && ranks > 1 ? most_tokens * rank / (ranks - 1) : most_tokens);
@@ -28,6 +29,21 @@ bool World::sends(int source, int64_t token, int to) const {
     const int first = first_expert(to, experts, ranks);
     const int last = first_expert(to + 1, experts, ranks);
     return std::any_of(row, row + topk, [&](int32_t id) { return id >= first && id < last; });
+}
+
+float World::factor(int source, int64_t token, int owner) const {
+    if (!weighted) {
+        return 1;
+    }
+    float sum = 0;
+    for (int k = 0; k < topk; ++k) {
+        const auto at = static_cast<size_t>(token * topk + k);
+        const int32_t id = ids[static_cast<size_t>(source)][at];
+        if (id >= 0 && id < experts && owner_of(id, experts, ranks) == owner) {
+            sum += weights[static_cast<size_t>(source)][at];
+        }
+    }
+    return sum;
 }
 
 int World::distinct_ranks(int source, int64_t token) const {
@@ -178,6 +194,7 @@ CheckResult check_combine(const World &world, int rank, int extra_roundings, con
                 continue;
             }
             ++distinct;
+            const double factor = world.factor(rank, token, owner);
             std::fill(part.begin(), part.end(), 0.0);
             for (int k = 0; k < world.topk; ++k) {
                 if (ids[k] < 0 || ids[k] >= world.experts || owner_of(ids[k], world.experts, world.ranks) != owner) {
@@ -189,12 +206,12 @@ CheckResult check_combine(const World &world, int rank, int extra_roundings, con
                 for (size_t c = 0; c < hidden; ++c) {
                     const double scaled = scale * x[c];
                     part[c] += scaled + bias[(map.signs >> (c & 63)) & 1];
-                    terms[c] += std::abs(scaled) + bias[1];
+                    terms[c] += factor * (std::abs(scaled) + bias[1]);
                 }
             }
             for (size_t c = 0; c < hidden; ++c) {
-                sum[c] += part[c];
-                parts[c] += std::abs(part[c]);
+                sum[c] += factor * part[c];
+                parts[c] += factor * std::abs(part[c]);
             }
         }
         const double roundings = 1 + extra_roundings;
@@ -225,6 +242,22 @@ CheckResult check_chain(const World &world, int rank, int steps, bool any_order,
         to_floats(world.dtype, row.data(), world.hidden, x.data());
         to_floats(world.dtype, output.data() + static_cast<size_t>(token) * bytes, world.hidden, got.data());
         result.compared += hidden;
+        if (world.weighted) {
+            double total = 0;
+            for (int owner = 0; owner < world.ranks; ++owner) {
+                total += world.sends(rank, token, owner) ? world.factor(rank, token, owner) : 0;
+            }
+            const double slack = steps * (2 * world.dtype.round + world.ranks * 0x1p-23);
+            for (size_t c = 0; c < hidden; ++c) {
+                const double must = x[c] * std::pow(total, steps);
+                const bool right = std::abs(got[c] - must) <= slack * std::abs(must) + steps * world.dtype.underflow;
+                if (!right && result.wrong++ == 0) {
+                    result.first = fmt::format("column {} of token {} is {} after {} timed weighted pairs, must be about {}", c,
+                                               token, got[c], steps, must);
+                }
+            }
+            continue;
+        }
         if (any_order) {
             const double slack = steps * world.ranks * 2 * world.dtype.round;
             for (size_t c = 0; c < hidden; ++c) {

@@ -19,6 +19,7 @@ struct World {
     int hidden = 0;
     int topk = 0;
     int experts = 0;
+    bool weighted = false;                    // combine multiplies each rank's row
     std::vector<int64_t> tokens;              // [ranks]
     std::vector<std::vector<int32_t>> ids;    // [ranks][tokens, topk]
     std::vector<std::vector<float>> weights;  // [ranks][tokens, topk]
@@ -28,6 +29,8 @@ struct World {
 
     bool sends(int source, int64_t token, int to) const;
     int distinct_ranks(int source, int64_t token) const;
+    // What combine multiplies a rank's row of the token by: 1, or with `weighted` the token's weights for experts of the rank.
+    float factor(int source, int64_t token, int owner) const;
     // Rows that `source` sends to `to`.
     int64_t rows_between(int source, int to) const;
     int64_t most_tokens() const;
@@ -61,7 +64,8 @@ CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const
 CheckResult check_combine(const World &world, int rank, int extra_roundings, const std::vector<char> &output);
 
 // The outputs of a timing run: `steps` pairs in a row without expert work multiply a token by its number of distinct ranks each
-// time, rounded once a pair. With `any_order`, only to within the roundings, and a token may count every rank.
+// time, or by its weights, rounded once a pair. With `any_order`, only to within the roundings, and a token may count every rank;
+// weighted, also only to within the roundings.
 CheckResult check_chain(const World &world, int rank, int steps, bool any_order, const std::vector<char> &output);
 
 }  // namespace perf

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <moelink/base.h>
 
@@ -25,6 +26,12 @@ struct ExpertWork {
     int hidden;
     int experts;
     Dtype dtype;
+};
+
+// A kernel as it was launched.
+struct Launch {
+    int blocks;
+    int parameter_bytes;
 };
 
 // Words in symmetric memory by which ranks start an operation at the same time. Word r of a rank's copy is written by rank r
@@ -57,6 +64,8 @@ public:
     virtual void begin_capture() = 0;
     virtual int end_capture() = 0;  // number of the graph
     virtual void launch(int graph) = 0;
+    virtual std::vector<Launch> inspect_capture() = 0;  // ends a capture: its kernels, in place of a graph
+    virtual void bare_launch(int parameter_bytes) = 0;  // an empty kernel with so many parameter bytes, rounded down to 64
 
     virtual void experts(const ExpertWork &work) = 0;
     virtual void prepare_start_line(const StartLine &line) = 0;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device.hpp"
+#include "launches.cuh"
 
 namespace perf {
 
@@ -127,6 +128,7 @@ public:
         check(cudaFuncGetAttributes(&attributes, experts_kernel<__half>), "loading a kernel");
         check(cudaFuncGetAttributes(&attributes, experts_kernel<__nv_bfloat16>), "loading a kernel");
         check(cudaFuncGetAttributes(&attributes, start_line_kernel), "loading a kernel");
+        load_bare_kernels();
     }
     ~CudaDevice() override {
         cudaSetDevice(ordinal_);
@@ -217,6 +219,15 @@ public:
         graphs_.push_back(ready);
         return static_cast<int>(graphs_.size()) - 1;
     }
+    std::vector<Launch> inspect_capture() override {
+        cudaGraph_t graph = nullptr;
+        capturing_ = false;
+        check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+        std::vector<Launch> found = launches_of(graph);
+        cudaGraphDestroy(graph);
+        return found;
+    }
+    void bare_launch(int parameter_bytes) override { launch_bare(parameter_bytes, stream_); }
     void launch(int graph) override { check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch"); }
 
     void experts(const ExpertWork &work) override {

@@ -95,6 +95,8 @@ public:
     void begin_capture() override { throw std::logic_error("the host device has no graphs"); }
     int end_capture() override { throw std::logic_error("the host device has no graphs"); }
     void launch(int) override { throw std::logic_error("the host device has no graphs"); }
+    std::vector<Launch> inspect_capture() override { throw std::logic_error("the host device has no graphs"); }
+    void bare_launch(int) override { throw std::logic_error("the host device launches nothing"); }
 
     void experts(const ExpertWork &work) override {
         std::vector<float> x(static_cast<size_t>(work.hidden));

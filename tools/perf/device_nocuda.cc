@@ -20,4 +20,9 @@ LinkReport measure_cuda_link(const LinkOptions &) {
     return report;
 }
 
+double measure_push_gbps(std::string *why) {
+    *why = "this moelink-perf was built without CUDA";
+    return 0;
+}
+
 }  // namespace perf

@@ -23,6 +23,9 @@ struct LinkReport {
 // Flag latency between processes forks: call it before any thread or GPU is used.
 LinkReport measure_host_link(const LinkOptions &options);
 LinkReport measure_cuda_link(const LinkOptions &options);
+// Bytes a second and direction that each of the first two GPUs writes into the other's memory while the other does the same: by
+// 16-byte stores of all multiprocessors [GB/s]. 0 where there are no two GPUs that reach each other; then *why says so.
+double measure_push_gbps(std::string *why);
 
 int run_link(const LinkOptions &options, const std::string &command);
 

@@ -236,19 +236,24 @@ std::string blocks_text(int blocks) {
     return std::to_string(blocks) + (blocks == 1 ? " block" : " blocks");
 }
 
+double push_gbps(Gpu &first, Gpu &second, size_t bytes, int blocks) {
+    // About as long whatever the number of blocks.
+    const int passes = blocks >= 16 ? 4 : 1;
+    const double seconds = together_s({&first, &second}, [&](Gpu &gpu, Gpu &other) {
+        copy_kernel<<<static_cast<unsigned>(blocks), copy_threads, 0, gpu.stream>>>(other.target, gpu.source,
+                                                                                    bytes / sizeof(uint4), passes);
+    });
+    return static_cast<double>(bytes) * passes / seconds * 1e-9;
+}
+
 void measure_pair(Gpu &first, Gpu &second, size_t bytes, int multiprocessors, LinkReport &report, double timeout_s) {
     const size_t count = bytes / sizeof(uint4);
     const std::vector<Gpu *> both = {&first, &second};
     std::vector<int> sizes = {1, 2, 4, 8, 16, 32, 64};
     sizes.push_back(multiprocessors);
     for (const int blocks : sizes) {
-        // About as long whatever the number of blocks.
-        const int passes = blocks >= 16 ? 4 : 1;
-        const double seconds = together_s(both, [&](Gpu &gpu, Gpu &other) {
-            copy_kernel<<<static_cast<unsigned>(blocks), copy_threads, 0, gpu.stream>>>(other.target, gpu.source, count, passes);
-        });
         report.figures.push_back({"push, 16-byte stores, both directions, " + blocks_text(blocks),
-                                  static_cast<double>(bytes) * passes / seconds * 1e-9, "GB/s"});
+                                  push_gbps(first, second, bytes, blocks), "GB/s"});
     }
     constexpr int passes = 4;
     const auto all = static_cast<unsigned>(multiprocessors);
@@ -365,6 +370,37 @@ LinkReport measure_cuda_link(const LinkOptions &options) {
     Gpu there(second, bytes);
     measure_pair(here, there, bytes, multiprocessors, report, options.timeout);
     return report;
+}
+
+double measure_push_gbps(std::string *why) {
+    int gpus = 0;
+    int reachable = 0;
+    if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus < 2) {
+        *why = "there are no two GPUs";
+        return 0;
+    }
+    check(cudaDeviceCanAccessPeer(&reachable, 0, 1), "cudaDeviceCanAccessPeer");
+    if (!reachable) {
+        *why = "GPU 0 cannot map GPU 1";
+        return 0;
+    }
+    constexpr size_t bytes = size_t{256} << 20;
+    int multiprocessors = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0), "cudaDeviceGetAttribute");
+    enable_peer(0, 1);
+    enable_peer(1, 0);
+    double gbps = 0;
+    {
+        Gpu first(0, bytes);
+        Gpu second(1, bytes);
+        gbps = push_gbps(first, second, bytes, multiprocessors);
+    }
+    // Ranks that are threads of this process must find it as it was: see docs/threads.md on peer access.
+    for (const int gpu : {0, 1}) {
+        check(cudaSetDevice(gpu), "cudaSetDevice");
+        check(cudaDeviceDisablePeerAccess(1 - gpu), "cudaDeviceDisablePeerAccess");
+    }
+    return gbps;
 }
 
 }  // namespace perf

@@ -1,4 +1,5 @@
 // moelink-perf: what MoELink does on this machine, checked and timed, and what the machine itself can do.
+#include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 
@@ -11,6 +12,7 @@
 #include "launcher.hpp"
 #include "link.hpp"
 #include "pair.hpp"
+#include "shapes.hpp"
 
 namespace {
 
@@ -24,6 +26,12 @@ Examples:
       Real loads, each topic of the file in turn; the number of experts is the file's.
   moelink-perf pair --ranks 2 --routing uniform --routing zipf:1.0 --routing hot
       Several routings in one table.
+  moelink-perf pair --sweep --check --jitter --call-time --baseline --compare peers.json --json sweep.json
+      Everything about one shape: all batch sizes, beside NCCL's all-gather and reduce-scatter and beside figures from elsewhere.
+  moelink-perf pair --shape kimi-k2 --sweep --check
+      The shape of another model.
+  moelink-perf pair --graph --tokens 4096 --sm-budget 4,8,16,24,32,64,0 --json budgets.json
+      How few multiprocessors are enough.
 )";
 
 constexpr const char *link_examples = R"(
@@ -56,18 +64,47 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->check(CLI::Range(0, int{MOELINK_GROUP_MAX_RANKS}))
         ->capture_default_str();
     app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
-    app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
+    CLI::Option *tokens = app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
         ->delimiter(',')
         ->take_all()
         ->check(CLI::Range(1, 1 << 24))
         ->capture_default_str();
-    app.add_option("--hidden", options.hidden, "values in a token's row")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-    app.add_option("--topk", options.topk, "experts of each token; 0: 8, or as many as the ids file has")
+    app.add_flag_callback(
+           "--sweep",
+           [&] {
+               options.sweep = true;
+               options.tokens.assign(perf::sweep_tokens.begin(), perf::sweep_tokens.end());
+           },
+           "the headline's table: --tokens 1,8,32,64,128,256,512,1024,2048,4096, and on CUDA --graph")
+        ->excludes(tokens);
+    CLI::Option *hidden = app.add_option("--hidden", options.hidden, "values in a token's row")
+                              ->check(CLI::Range(1, 1 << 20))
+                              ->capture_default_str();
+    CLI::Option *topk = app.add_option("--topk", options.topk, "experts of each token; 0: 8, or as many as the ids file has")
         ->check(CLI::Range(0, 1 << 16))
         ->capture_default_str();
-    app.add_option("--experts", options.experts, "experts of all ranks; 0: 256, or as many as the load file has")
-        ->check(CLI::Range(0, 1 << 20))
-        ->capture_default_str();
+    CLI::Option *experts =
+        app.add_option("--experts", options.experts, "experts of all ranks; 0: 256, or as many as the load file has")
+            ->check(CLI::Range(0, 1 << 20))
+            ->capture_default_str();
+    std::vector<std::string> names;
+    for (const perf::Shape &shape : perf::shapes) {
+        names.push_back(shape.name);
+    }
+    app.add_option_function<std::string>(
+           "--shape",
+           [&](const std::string &name) {
+               const auto *shape = std::find_if(perf::shapes.begin(), perf::shapes.end(),
+                                                [&](const perf::Shape &one) { return name == one.name; });
+               options.hidden = shape->hidden;
+               options.topk = shape->topk;
+               options.experts = shape->experts;
+           },
+           "--hidden, --topk and --experts of a model")
+        ->check(CLI::IsMember(names))
+        ->excludes(hidden)
+        ->excludes(topk)
+        ->excludes(experts);
     app.add_option("--dtype", options.dtype, "bf16, fp16 or fp32")->capture_default_str();
     app.add_option(
            "--routing", options.routing,
@@ -96,9 +133,28 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->check(CLI::Range(0, 100000))
         ->capture_default_str();
     app.add_flag("--threads", options.threads, "ranks are threads of one process instead of processes");
-    app.add_option("--sms", options.sms, "multiprocessors that a kernel may use; 0: automatic")
+    app.add_option("--sm-budget", options.sm_budgets,
+                   "multiprocessors that a kernel may use, a list: one row of the table each; 0: automatic")
+        ->delimiter(',')
+        ->take_all()
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
+    app.add_flag("--copy-out", options.copy_out,
+                 "received rows go into the caller's own buffers, from which combine reads them, instead of views");
+    CLI::Option *weighted =
+        app.add_flag("--weighted", options.weighted, "combine multiplies each rank's row by the token's weights there");
+    app.add_flag("--jitter", options.jitter, "also stamp each of many pairs in a row: p99 over p50, and the longest");
+    app.add_flag("--call-time", options.call_time,
+                 "CUDA: also the host's time in one eager call, beside a bare launch with as many parameter bytes");
+    app.add_flag("--baseline", options.baseline,
+                 "also time all-gather and reduce-scatter in the same processes: NCCL on CUDA, shared memory on the host")
+        ->excludes(weighted);
+    app.add_option("--compare", options.compare,
+                   "a JSON file of figures from elsewhere: {meta: {machine, date, shape}, rows: [{lib, dtype, tokens, pair_us}]}, "
+                   "or what --json wrote; prints the ratio; may be given several times")
+        ->expected(1)
+        ->take_all()
+        ->check(CLI::ExistingFile);
     app.add_option("--provider", options.provider, "memory of the workspace: auto, fabric, posix-fd, cuda-ipc or host-shm")
         ->capture_default_str();
     app.add_option("--seed", options.seed, "of tokens, routes and weights; the same seed gives the same values")

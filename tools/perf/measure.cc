@@ -14,9 +14,11 @@ namespace {
 constexpr double pair_budget_us = 1e6;  // what one measurement may take when the user names no number of iterations
 constexpr double op_budget_us = 0.5e6;
 constexpr double replay_budget_us = 1e5;
+constexpr double memcpy_budget_us = 2e4;
 constexpr int least_iterations = 5;
 constexpr int most_iterations = 200;
 constexpr int default_pairs = 20;
+constexpr int most_stamped = 1000;  // pairs of a replay that is stamped
 
 Timing timing_of(std::vector<double> samples) {
     Timing timing;
@@ -38,11 +40,18 @@ int restart_after(const World &world) {
     return octaves_a_pair > 0 ? std::max(1, static_cast<int>(world.dtype.octaves / octaves_a_pair)) : 1 << 20;
 }
 
-// Pairs in a row, each reading what the one before it wrote. Returns the output that the last one wrote.
-int run_chain(Job &job, int pairs, int restart) {
+// Pairs in a row, each reading what the one before it wrote; with stamps, mark i is before pair i. Returns the output that the last
+// one wrote.
+int run_chain(Job &job, int pairs, int restart, bool stamps = false) {
     for (int i = 0; i < pairs; ++i) {
+        if (stamps) {
+            job.session().device().mark(i);
+        }
         job.dispatch(i % restart == 0 ? job.tokens() : job.output((i + 1) % 2));
         job.combine_received(job.output(i % 2));
+    }
+    if (stamps) {
+        job.session().device().mark(pairs);
     }
     return (pairs + 1) % 2;
 }
@@ -174,48 +183,167 @@ void time_operations(Job &job, double estimate_us, Measured &measured) {
     measured.combine = timing_of(session.slowest(combines));
 }
 
-// The least that a pair on the host must do: each row read once and written once for each distinct rank, each partial row read
-// once, each output row written once. All ranks copy at the same time.
-double time_memcpy(Job &job) {
+// Each pair of a long row: one graph on CUDA, eager calls elsewhere.
+void stamp_pairs(Job &job, double estimate_us, Measured &measured) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    const int fitting = static_cast<int>(std::clamp(op_budget_us / estimate_us, 2.0 * least_iterations, double{most_stamped}));
+    // Several ranks on one GPU share its queues, which a long row of eager calls would fill.
+    const bool long_row = measured.graph || !session.on_cuda();
+    const int pairs = long_row ? agree(session, session.on_cuda() ? most_stamped : fitting) : default_pairs;
+    const int restart = restart_after(job.world());
+    device.reserve_marks(pairs + 1);
+    const bool starts_on_device = session.start_note().empty();
+    const auto row = [&] {
+        if (starts_on_device) {
+            session.align();  // the first pair is like the others
+        }
+        run_chain(job, pairs, restart, true);
+    };
+    int graph = -1;
+    if (measured.graph) {
+        device.begin_capture();
+        row();
+        graph = device.end_capture();
+    }
+    std::vector<double> samples;
+    constexpr int replays = 3;
+    for (int replay = 0; replay < replays; ++replay) {
+        session.barrier();
+        if (graph >= 0) {
+            device.launch(graph);
+        } else {
+            row();
+        }
+        device.sync();
+        for (int i = 0; i < pairs && replay > 0; ++i) {  // the first replay warms up
+            samples.push_back(device.between_us(i, i + 1));
+        }
+    }
+    measured.stamped = timing_of(session.slowest(samples));
+}
+
+CallTime launched_by(const std::vector<Launch> &launches) {
+    CallTime call;
+    for (const Launch &launch : launches) {
+        call.blocks = std::max(call.blocks, launch.blocks);
+        call.parameter_bytes = std::max(call.parameter_bytes, launch.parameter_bytes);
+        call.kernels += 1;
+    }
+    return call;
+}
+
+// The kernels that one dispatch and one combine launch; nothing runs.
+void inspect_calls(Job &job, Measured &measured) {
+    Device &device = job.session().device();
+    device.begin_capture();
+    job.dispatch(job.tokens());
+    measured.dispatch_call = launched_by(device.inspect_capture());
+    device.begin_capture();
+    job.combine_received(job.output(0));
+    measured.combine_call = launched_by(device.inspect_capture());
+    measured.launches = true;
+}
+
+// The host's time in eager calls, with bare launches in between, so that both meet the same queue and the same clock.
+void time_calls(Job &job, Measured &measured) {
+    const Session &session = job.session();
+    Device &device = session.device();
+    enum { dispatch, bare_dispatch, combine, bare_combine, kinds };
+    std::vector<double> samples[kinds];
+    constexpr int rounds = 21;
+    constexpr int calls = 20;
+    const auto timed = [&](int kind, bool counts, auto work) {
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+        if (counts) {
+            samples[kind].push_back(us);
+        }
+    };
+    for (int round = 0; round < rounds; ++round) {
+        session.barrier();
+        const bool counts = round > 0;
+        for (int i = 0; i < calls; ++i) {
+            timed(dispatch, counts, [&] { job.dispatch(job.tokens()); });
+            timed(bare_dispatch, counts, [&] { device.bare_launch(measured.dispatch_call.parameter_bytes); });
+            timed(combine, counts, [&] { job.combine_received(job.output(0)); });
+            timed(bare_combine, counts, [&] { device.bare_launch(measured.combine_call.parameter_bytes); });
+            if (session.shares_gpu()) {
+                device.sync();
+            }
+        }
+        device.sync();
+    }
+    std::vector<double> p50;
+    for (auto &of_kind : samples) {
+        p50.push_back(timing_of(of_kind).p50);
+    }
+    p50 = session.slowest(p50);
+    measured.dispatch_call.call_us = p50[dispatch];
+    measured.dispatch_call.bare_us = p50[bare_dispatch];
+    measured.combine_call.call_us = p50[combine];
+    measured.combine_call.bare_us = p50[bare_combine];
+}
+
+// The yardstick of a pair on the host: as many bytes as must be read and written at least, by one memcpy. A dispatch reads a row
+// once and writes it once for each distinct rank; a combine reads those rows once and writes one: tokens + rows sent, both ways.
+// Pairs and copies take turns on all ranks, so that what else runs on the machine hits both alike.
+void time_memcpy(Job &job, double estimate_us, Measured &measured) {
     const Session &session = job.session();
     const World &world = job.world();
-    const auto row_bytes = static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
-    const int64_t tokens = world.tokens[static_cast<size_t>(session.rank())];
-    std::vector<int> distinct;
-    size_t sent = 0;
-    for (int64_t t = 0; t < tokens; ++t) {
-        distinct.push_back(world.distinct_ranks(session.rank(), t));
-        sent += static_cast<size_t>(distinct.back());
+    int64_t rows = world.tokens[static_cast<size_t>(session.rank())];
+    for (int peer = 0; peer < world.ranks; ++peer) {
+        rows += world.rows_between(session.rank(), peer);
     }
-    std::vector<char> rows(sent * row_bytes);
-    auto *source = static_cast<char *>(job.tokens());
-    auto *output = static_cast<char *>(job.output(0));
-    std::fill(rows.begin(), rows.end(), char{1});
-    std::vector<double> samples;
-    for (int i = 0; i < least_iterations + 1; ++i) {
+    const auto bytes = static_cast<size_t>(rows) * static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
+    std::vector<char> from(bytes, 1);
+    std::vector<char> to(bytes, 2);
+    const auto timed_us = [&](int times, auto work) {
         session.align();
         const auto start = std::chrono::steady_clock::now();
-        size_t to = 0;
-        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
-            for (int copy = 0; copy < distinct[t]; ++copy, to += row_bytes) {
-                std::memcpy(rows.data() + to, source + t * row_bytes, row_bytes);
-            }
+        work(times);
+        return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count() / times;
+    };
+    const auto copy = [&](int times) {
+        for (int i = 0; i < times; ++i) {
+            std::memcpy(to.data(), from.data(), bytes);
+            asm volatile("" ::"r"(to.data()) : "memory");  // or the compiler would make one copy of many
         }
-        to = 0;
-        for (size_t t = 0; t < static_cast<size_t>(tokens); ++t) {
-            for (int copy = 0; copy < distinct[t]; ++copy, to += row_bytes) {
-                std::memcpy(output + t * row_bytes, rows.data() + to, row_bytes);
-            }
-        }
-        const double us = std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
-        if (i > 0) {
-            samples.push_back(us);
-        }
+    };
+    const int restart = restart_after(world);
+    const auto pair = [&](int times) { run_chain(job, times, restart); };
+    const auto fitting = [&](double one_us, double most) {
+        return agree(session, static_cast<int>(std::clamp(memcpy_budget_us / std::max(one_us, 0.01), 1.0, most)));
+    };
+    const int copies = fitting(timed_us(2, copy), 1e6);
+    const int pairs = fitting(estimate_us, 1e3);
+    std::vector<double> pair_us;
+    std::vector<double> copy_us;
+    constexpr int rounds = 11;
+    for (int i = 0; i < rounds; ++i) {
+        pair_us.push_back(timed_us(pairs, pair));
+        copy_us.push_back(timed_us(copies, copy));
     }
-    return timing_of(session.slowest(samples)).p50;
+    pair_us = session.slowest(pair_us);
+    copy_us = session.slowest(copy_us);
+    std::vector<double> ratios;
+    for (size_t i = 0; i < pair_us.size(); ++i) {
+        ratios.push_back(pair_us[i] / copy_us[i]);
+    }
+    measured.memcpy_us = timing_of(copy_us).p50;
+    measured.over_memcpy = timing_of(ratios).p50;
 }
 
 }  // namespace
+
+Measured measure_baseline(Job &job) {
+    const Session &session = job.session();
+    Measured measured;
+    measured.graph = session.options().graph && session.device().graphs() && !job.blocks();
+    time_pairs(job, pair_estimate_us(job), measured);
+    return measured;
+}
 
 Measured measure(Job &job, Channel &channel, const std::string &name) {
     const Session &session = job.session();
@@ -226,8 +354,19 @@ Measured measure(Job &job, Channel &channel, const std::string &name) {
     time_pairs(job, estimate_us, measured);
     channel.send({{"at", name + ": timing dispatch and combine"}});
     time_operations(job, estimate_us, measured);
+    if (session.options().jitter) {
+        channel.send({{"at", name + ": stamping pairs"}});
+        stamp_pairs(job, estimate_us, measured);
+    }
+    if (session.on_cuda() && !job.blocks() && !job.own_rounding()) {
+        inspect_calls(job, measured);
+        if (session.options().call_time) {
+            channel.send({{"at", name + ": timing calls"}});
+            time_calls(job, measured);
+        }
+    }
     if (!session.on_cuda()) {
-        measured.memcpy_us = time_memcpy(job);
+        time_memcpy(job, estimate_us, measured);
     }
     return measured;
 }

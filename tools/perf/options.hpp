@@ -14,6 +14,7 @@ struct PairOptions {
     int ranks = 0;  // 0: one per GPU, on the host 2
     std::string manager = "one-sided";
     std::vector<int> tokens = {1, 128, 4096};
+    bool sweep = false;
     int hidden = 7168;
     int topk = 0;     // 0: 8, or the number that the ids file has
     int experts = 0;  // 0: 256, or the number that the load file has
@@ -26,7 +27,13 @@ struct PairOptions {
     int iterations = 0;  // 0: about a second's worth
     int warmup = 2;
     int pairs = 0;  // 0: 20 on CUDA, fewer on the host for large batches
-    int sms = 0;
+    std::vector<int> sm_budgets = {0};  // 0: automatic
+    bool copy_out = false;
+    bool weighted = false;
+    bool jitter = false;
+    bool call_time = false;
+    bool baseline = false;
+    std::vector<std::string> compare;
     uint64_t seed = 1;
     double timeout = 30;
     std::string provider = "auto";
@@ -34,9 +41,9 @@ struct PairOptions {
     bool uneven = false;
     std::string corrupt;
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, hidden, topk, experts, dtype, routing, graph,
-                                   check, threads, json, iterations, warmup, pairs, sms, seed, timeout, provider, mask, uneven,
-                                   corrupt)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, sweep, hidden, topk, experts, dtype, routing,
+                                   graph, check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, weighted, jitter,
+                                   call_time, baseline, compare, seed, timeout, provider, mask, uneven, corrupt)
 
 struct LinkOptions {
     std::string device = "auto";

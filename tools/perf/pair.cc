@@ -9,6 +9,7 @@
 
 #include "device.hpp"
 #include "launcher.hpp"
+#include "link.hpp"
 #include "rank.hpp"
 #include "report.hpp"
 #include "routing.hpp"
@@ -54,6 +55,7 @@ void check_options(const PairOptions &options) {
 
 int run_pair(PairOptions options, const std::string &command) {
     resolve_device(options);
+    options.graph = options.graph || (options.sweep && options.device == "cuda");
     options.check = options.check || !options.corrupt.empty();
     check_options(options);
     const auto routings = make_routings(options);
@@ -63,6 +65,27 @@ int run_pair(PairOptions options, const std::string &command) {
         report.note(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
                                              : "the reference manager blocks the host: --graph was ignored, calls were eager");
         options.graph = false;
+    }
+    if (options.call_time && options.device == "host") {
+        report.note("a call on the host is the work itself: --call-time was ignored");
+        options.call_time = false;
+    }
+    if (options.device == "host" && options.sm_budgets != std::vector<int>{0}) {
+        report.note("the host device has no multiprocessors: --sm-budget changes nothing");
+    }
+    std::vector<Peers> peers;
+    for (const std::string &file : options.compare) {
+        peers.push_back(read_peers(file, options));
+    }
+    report.set_peers(std::move(peers));
+    if (options.device == "cuda") {
+        std::string why;
+        const double gbps = measure_push_gbps(&why);
+        if (gbps > 0) {
+            report.set_push_gbps(gbps);
+        } else {
+            report.note("the push rate was not measured: " + why);
+        }
     }
     for (const auto &routing : routings) {
         if (!routing.note.empty()) {

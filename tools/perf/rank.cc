@@ -29,17 +29,38 @@ struct Verdict {
 
 class Case {
 public:
-    Case(const Session &session, const Routing &routing, int tokens, std::string name, Channel &channel)
+    Case(const Session &session, const Routing &routing, int tokens, int sm_budget, std::string name, Channel &channel)
         : session_(session),
           routing_(routing),
+          sm_budget_(sm_budget),
           name_(std::move(name)),
           channel_(channel),
           world_((announce("drawing tokens and routes"), World(session.options(), routing, tokens))) {}
 
     // Runs it; the row goes out from rank 0. Returns the number of wrong values on all ranks.
     uint64_t run() {
+        nlohmann::json row = run_manager();
+        if (session_.options().baseline) {
+            run_baseline(row);
+        }
+        Verdict all;
+        for (const Verdict &one : session_.gather(verdict_)) {
+            all.compared += one.compared;
+            all.wrong += one.wrong;
+        }
+        row["checked"] = all.wrong > 0 ? "WRONG" : session_.options().check ? "yes" : "no";
+        row["values_compared"] = all.compared;
+        row["values_wrong"] = all.wrong;
+        if (session_.rank() == 0) {
+            channel_.send({{"row", row}});
+        }
+        return all.wrong;
+    }
+
+private:
+    nlohmann::json run_manager() {
         announce("allocating the workspace");
-        Job job(session_, world_);
+        Job job(session_, world_, manager_kind(session_.options().manager), sm_budget_);
         job.decoy();
         if (session_.options().check) {
             announce("checking");
@@ -52,18 +73,20 @@ public:
             job.decoy();
             checked_round(job, measured.graph, "after timing");
         }
-        Verdict all;
-        for (const Verdict &one : session_.gather(verdict_)) {
-            all.compared += one.compared;
-            all.wrong += one.wrong;
-        }
-        if (session_.rank() == 0) {
-            channel_.send({{"row", row_of(job, measured, all)}});
-        }
-        return all.wrong;
+        return row_of(job, measured);
     }
 
-private:
+    // The same tokens through all-gather and reduce-scatter.
+    void run_baseline(nlohmann::json &row) {
+        announce("the baseline");
+        Job job(session_, world_, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
+        job.decoy();
+        const Measured measured = measure_baseline(job);
+        judge(measured.chain, "in the outputs of the baseline's timing run");
+        row["baseline_pair_us_p50"] = measured.pair.p50;
+        row["baseline_pair_us_p99"] = measured.pair.p99;
+    }
+
     void announce(const char *step) const { channel_.send({{"at", fmt::format("{}: {}", name_, step)}}); }
 
     void judge(const CheckResult &result, const std::string &where) {
@@ -112,7 +135,7 @@ private:
         session_.barrier();
     }
 
-    nlohmann::json row_of(const Job &job, const Measured &measured, const Verdict &all) const {
+    nlohmann::json row_of(const Job &job, const Measured &measured) const {
         int64_t dispatch_rows = 0;
         int64_t combine_rows = 0;
         int64_t most_received = 0;
@@ -141,7 +164,9 @@ private:
         nlohmann::json row = {
             {"tokens", world_.most_tokens()},
             {"routing", routing_.name},
+            {"sm_budget", sm_budget_},
             {"rows_crossed", dispatch_rows},
+            {"bytes_crossed", bytes},
             {"dispatch_us_p50", measured.dispatch.p50},
             {"dispatch_us_p99", measured.dispatch.p99},
             {"combine_us_p50", measured.combine.p50},
@@ -152,11 +177,6 @@ private:
             {"wire_gbps", measured.pair.p50 > 0 ? bytes / measured.pair.p50 * 1e-3 : 0.0},
             {"workspace_mib", static_cast<double>(job.workspace_bytes()) / (1 << 20)},
             {"skew", all_received > 0 ? static_cast<double>(most_received) * ranks / static_cast<double>(all_received) : 1.0},
-            {"checked", all.wrong > 0              ? "WRONG"
-                        : session_.options().check ? "yes"
-                                                   : "no"},
-            {"values_compared", all.compared},
-            {"values_wrong", all.wrong},
             {"graph", measured.graph},
             {"pairs", measured.pairs},
             {"pair_samples", measured.pair.samples},
@@ -164,12 +184,34 @@ private:
         };
         if (measured.memcpy_us > 0) {
             row["memcpy_us"] = measured.memcpy_us;
+            row["pair_over_memcpy"] = measured.over_memcpy;
+        }
+        if (measured.stamped.samples > 0) {
+            row["stamped_us_p50"] = measured.stamped.p50;
+            row["stamped_us_p99"] = measured.stamped.p99;
+            row["stamped_us_max"] = measured.stamped.most;
+            row["stamped_samples"] = measured.stamped.samples;
+        }
+        if (measured.launches) {
+            add_call(row, "dispatch", measured.dispatch_call);
+            add_call(row, "combine", measured.combine_call);
         }
         return row;
     }
 
+    static void add_call(nlohmann::json &row, const std::string &name, const CallTime &call) {
+        row[name + "_blocks"] = call.blocks;
+        row[name + "_kernels"] = call.kernels;
+        row[name + "_parameter_bytes"] = call.parameter_bytes;
+        if (call.bare_us > 0) {
+            row[name + "_call_us"] = call.call_us;
+            row[name + "_bare_us"] = call.bare_us;
+        }
+    }
+
     const Session &session_;
     const Routing &routing_;
+    int sm_budget_;
     std::string name_;
     Channel &channel_;
     World world_;
@@ -207,12 +249,17 @@ bool run_rank(const PairOptions &given, const std::function<moelink_group *()> &
         Session session(options, join());
         send_setting(session, channel);
         uint64_t wrong = 0;
-        const size_t cases = options.tokens.size() * routings.size();
+        const size_t cases = options.tokens.size() * routings.size() * options.sm_budgets.size();
         size_t number = 0;
         for (const auto &routing : routings) {
             for (const int tokens : options.tokens) {
-                const std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
-                wrong += Case(session, routing, tokens, name, channel).run();
+                for (const int budget : options.sm_budgets) {
+                    std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
+                    if (budget > 0) {
+                        name += fmt::format(", {} multiprocessors", budget);
+                    }
+                    wrong += Case(session, routing, tokens, budget, name, channel).run();
+                }
             }
         }
         must(moelink_group_finalize(session.group()), "moelink_group_finalize");

@@ -15,52 +15,105 @@ namespace {
 
 constexpr auto rare = std::chrono::seconds(10);  // between lines of progress where there is no terminal
 
+using nlohmann::json;
+
+// Four significant digits as far as that goes.
+std::string number(double value) {
+    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
+}
+
+std::string count(const json &row, const char *key) {
+    return std::to_string(row.at(key).get<int64_t>());
+}
+
+double value(const json &row, const char *key) {
+    return row.at(key).get<double>();
+}
+
+enum Show { always, on_host, with_push, on_cuda, with_budgets, with_jitter, with_call_time, with_baseline };
+
 struct Column {
+    Show show;
     const char *head;
     const char *unit;
-    int width;
+    int width;  // negative: to the left
+    std::string (*text)(const json &row);  // may throw json::out_of_range: the row has none
+    const char *legend;
 };
-constexpr Column columns[] = {
-    {"tokens", "per rank", 8},
-    {"routing", "", -15},
-    {"rows", "crossed", 8},
-    {"dispatch", "us p50", 9},
-    {"", "p99", 9},
-    {"combine", "us p50", 9},
-    {"", "p99", 9},
-    {"pair", "us p50", 9},
-    {"", "p99", 9},
-    {"pair /", "memcpy", 7},
-    {"wire", "GB/s", 7},
-    {"space", "MiB", 9},
-    {"skew of", "rows", 7},
-    {"checked", "", 7},
+const Column columns[] = {
+    {always, "tokens", "per rank", 8, [](const json &row) { return count(row, "tokens"); }, nullptr},
+    {always, "routing", "", -15, [](const json &row) { return row.at("routing").get<std::string>(); }, nullptr},
+    {with_budgets, "budget", "SMs", 6,
+     [](const json &row) { return row.at("sm_budget") == 0 ? std::string("auto") : count(row, "sm_budget"); },
+     "budget    multiprocessors that a kernel may use"},
+    {always, "rows", "crossed", 8, [](const json &row) { return count(row, "rows_crossed"); },
+     "rows      that a dispatch moved to or from other ranks, busiest rank"},
+    {always, "dispatch", "us p50", 9, [](const json &row) { return number(value(row, "dispatch_us_p50")); },
+     "dispatch  (and combine) alone, from idle"},
+    {always, "", "p99", 9, [](const json &row) { return number(value(row, "dispatch_us_p99")); }, nullptr},
+    {always, "combine", "us p50", 9, [](const json &row) { return number(value(row, "combine_us_p50")); }, nullptr},
+    {always, "", "p99", 9, [](const json &row) { return number(value(row, "combine_us_p99")); }, nullptr},
+    {always, "pair", "us p50", 9, [](const json &row) { return number(value(row, "pair_us_p50")); },
+     "pair      dispatch and combine, many times in a row without expert work, each dispatch reading the combine before it"},
+    {always, "", "p99", 9, [](const json &row) { return number(value(row, "pair_us_p99")); }, nullptr},
+    {on_host, "pair /", "memcpy", 7,
+     [](const json &row) { return fmt::format("{:.2f}", value(row, "pair_over_memcpy")); },
+     "/ memcpy  the pair over a memcpy of the bytes that it must move, in turn on the same threads: median of the ratios"},
+    {always, "wire", "GB/s", 7, [](const json &row) { return number(value(row, "wire_gbps")); },
+     "wire      those rows, there and back, over the pair's p50"},
+    {with_push, "of", "push", 6, [](const json &row) { return fmt::format("{:.0f} %", 100 * value(row, "push_share")); },
+     "of push   wire over the rate of plain stores between the first two GPUs, both directions at once, measured in this run"},
+    {with_push, "bytes", "us", 8, [](const json &row) { return number(value(row, "bytes_us")); },
+     "bytes     those rows, there and back, at that rate"},
+    {on_cuda, "SMs", "d/c", 9,
+     [](const json &row) { return count(row, "dispatch_blocks") + "/" + count(row, "combine_blocks"); },
+     "SMs       multiprocessors that dispatch and combine used at most: blocks of their kernels"},
+    {with_jitter, "jitter", "p99/p50", 8,
+     [](const json &row) { return fmt::format("{:.2f}", value(row, "stamped_us_p99") / value(row, "stamped_us_p50")); },
+     "jitter    each of many pairs in a row stamped: p99 over p50, and the longest; the stamps add to the time"},
+    {with_jitter, "", "max us", 9, [](const json &row) { return number(value(row, "stamped_us_max")); }, nullptr},
+    {with_call_time, "call", "us d/c", 12,
+     [](const json &row) { return number(value(row, "dispatch_call_us")) + "/" + number(value(row, "combine_call_us")); },
+     "call      the host's time in an eager dispatch and combine, p50"},
+    {with_call_time, "over", "bare d/c", 10,
+     [](const json &row) {
+         return fmt::format("{:.2f}/{:.2f}", value(row, "dispatch_call_us") / value(row, "dispatch_bare_us"),
+                            value(row, "combine_call_us") / value(row, "combine_bare_us"));
+     },
+     "over bare that time over a bare cudaLaunchKernelExC with as many parameter bytes, in between"},
+    {with_baseline, "AG+RS", "us p50", 9, [](const json &row) { return number(value(row, "baseline_pair_us_p50")); },
+     "AG+RS     the pair by all-gather and reduce-scatter of the same tokens, in the same processes"},
+    {with_baseline, "pair /", "AG+RS", 7,
+     [](const json &row) { return fmt::format("{:.2f}", value(row, "pair_us_p50") / value(row, "baseline_pair_us_p50")); },
+     nullptr},
+    {always, "space", "MiB", 9, [](const json &row) { return fmt::format("{:.1f}", value(row, "workspace_mib")); },
+     "space     one rank's workspace"},
+    {always, "skew of", "rows", 7, [](const json &row) { return fmt::format("{:.2f}", value(row, "skew")); },
+     "skew      received rows of a rank, most over mean"},
+    {always, "checked", "", 7, [](const json &row) { return row.at("checked").get<std::string>(); }, nullptr},
 };
 
 std::string cell(const Column &column, const std::string &text) {
     return column.width < 0 ? fmt::format("{:<{}}", text, -column.width) : fmt::format("{:>{}}", text, column.width);
 }
 
-constexpr const char *legend = R"(Every time is the slowest rank's.
-pair      dispatch and combine, many times in a row without expert work, each dispatch reading the combine before it
-dispatch  (and combine) alone, from idle
-rows      that a dispatch moved to or from other ranks, busiest rank
-wire      those rows, there and back, over the pair's p50
-space     one rank's workspace
-skew      received rows of a rank, most over mean
-)";
-constexpr const char *host_legend =
-    R"(/ memcpy  the pair's p50 over the time in which the same threads memcpy the bytes that a pair must move
-)";
-
 void print_line(std::string line) {
     line.resize(line.find_last_not_of(' ') + 1);
     fmt::print("{}\n", line);
 }
 
-// Four significant digits as far as that goes.
-std::string number(double value) {
-    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
+bool shown(const Column &column, const PairOptions &options, double push_gbps) {
+    const bool cuda = options.device == "cuda";
+    switch (column.show) {
+        case on_host: return !cuda;
+        case with_push: return push_gbps > 0;
+        case on_cuda: return cuda;
+        case with_budgets: return options.sm_budgets != std::vector<int>{0};
+        case with_jitter: return options.jitter;
+        case with_call_time: return options.call_time;
+        case with_baseline: return options.baseline;
+        default: return true;
+    }
 }
 
 }  // namespace
@@ -110,6 +163,11 @@ void Report::note(const std::string &text) {
     notes_.push_back(text);
 }
 
+void Report::set_push_gbps(double gbps) {
+    push_gbps_ = gbps;
+    document_["push_gbps"] = gbps;
+}
+
 void Report::take(int rank, const nlohmann::json &message) {
     if (message.contains("at")) {
         if (rank == 0) {
@@ -119,9 +177,14 @@ void Report::take(int rank, const nlohmann::json &message) {
     }
     clear_progress();
     if (message.contains("row")) {
-        wrong_ = wrong_ || message["row"]["checked"] == "WRONG";
-        document_["rows"].push_back(message["row"]);
-        print_row(message["row"]);
+        json row = message["row"];
+        wrong_ = wrong_ || row["checked"] == "WRONG";
+        if (push_gbps_ > 0) {
+            row["push_share"] = row["wire_gbps"].get<double>() / push_gbps_;
+            row["bytes_us"] = row["bytes_crossed"].get<double>() / push_gbps_ * 1e-3;
+        }
+        document_["rows"].push_back(row);
+        print_row(row);
     } else if (message.contains("setting")) {
         document_.update(message["setting"]);
         print_head();
@@ -157,6 +220,9 @@ void Report::print_head() {
     std::string heads;
     std::string units;
     for (const Column &column : columns) {
+        if (!shown(column, options_, push_gbps_)) {
+            continue;
+        }
         heads += cell(column, column.head) + ' ';
         units += cell(column, column.unit) + ' ';
     }
@@ -169,27 +235,18 @@ void Report::print_row(const nlohmann::json &row) {
     if (options_.json == "-") {
         return;
     }
-    const std::string texts[] = {
-        std::to_string(row["tokens"].get<int64_t>()),
-        row["routing"],
-        std::to_string(row["rows_crossed"].get<int64_t>()),
-        number(row["dispatch_us_p50"]),
-        number(row["dispatch_us_p99"]),
-        number(row["combine_us_p50"]),
-        number(row["combine_us_p99"]),
-        number(row["pair_us_p50"]),
-        number(row["pair_us_p99"]),
-        row.contains("memcpy_us") ? fmt::format("{:.2f}", row["pair_us_p50"].get<double>() / row["memcpy_us"].get<double>())
-                                  : "-",
-        number(row["wire_gbps"]),
-        fmt::format("{:.1f}", row["workspace_mib"].get<double>()),
-        fmt::format("{:.2f}", row["skew"].get<double>()),
-        row["checked"],
-    };
-    size_t i = 0;
     std::string line;
     for (const Column &column : columns) {
-        line += cell(column, texts[i++]) + ' ';
+        if (!shown(column, options_, push_gbps_)) {
+            continue;
+        }
+        std::string text = "-";
+        try {
+            text = column.text(row);
+        } catch (const json::out_of_range &) {
+            // Not measured for this row.
+        }
+        line += cell(column, text) + ' ';
     }
     print_line(line);
     std::fflush(stdout);
@@ -222,7 +279,15 @@ int Report::finish(bool every_rank_ended) {
     document_["ok"] = good;
     const auto &rows = document_["rows"];
     if (options_.json != "-" && !rows.empty()) {
-        fmt::print("\n{}{}", legend, document_["device"] == "host" ? host_legend : "");
+        fmt::print("\nEvery time is the slowest rank's.\n");
+        for (const Column &column : columns) {
+            if (column.legend != nullptr && shown(column, options_, push_gbps_)) {
+                fmt::print("{}\n", column.legend);
+            }
+        }
+        if (push_gbps_ > 0) {
+            fmt::print("The push rate of this run is {:.0f} GB/s.\n", push_gbps_);
+        }
         for (const std::string &text : notes_) {
             fmt::print("Note: {}.\n", text);
         }
@@ -234,6 +299,9 @@ int Report::finish(bool every_rank_ended) {
             fmt::print("All {} values compared were right.\n", compared);
         }
         std::fflush(stdout);
+    }
+    if (!rows.empty()) {
+        compare(peers_, document_, options_.json != "-");
     }
     if (!options_.json.empty()) {
         write_json(options_.json, document_);

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "compare.hpp"
 #include "options.hpp"
 
 namespace perf {
@@ -18,6 +19,10 @@ public:
     // A message of a rank (see channel.hpp and launcher.hpp).
     void take(int rank, const nlohmann::json &message);
     void note(const std::string &text);
+    // The rate at which GPUs push to each other, measured in this run [GB/s]; before the first message.
+    void set_push_gbps(double gbps);
+    // Figures to set the rows beside.
+    void set_peers(std::vector<Peers> peers) { peers_ = std::move(peers); }
     // The table's last line and its legend; writes the JSON file. Returns the program's exit code.
     int finish(bool every_rank_ended);
 
@@ -30,6 +35,8 @@ private:
     const PairOptions &options_;
     nlohmann::json document_;
     std::vector<std::string> notes_;
+    std::vector<Peers> peers_;
+    double push_gbps_ = 0;
     bool terminal_;
     bool head_printed_ = false;
     bool progress_shown_ = false;

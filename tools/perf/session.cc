@@ -98,10 +98,10 @@ std::vector<double> Session::slowest(const std::vector<double> &mine) const {
     return most;
 }
 
-Job::Job(const Session &session, const World &world)
+Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget)
     : session_(session),
       world_(world),
-      kind_(manager_kind(session.options().manager)),
+      kind_(kind),
       row_bytes_(static_cast<uint64_t>(world.hidden) * static_cast<uint64_t>(world.dtype.bytes)),
       tokens_here_(static_cast<uint64_t>(world.tokens[static_cast<size_t>(session.rank())])),
       rank_tokens_(world.tokens) {
@@ -116,7 +116,7 @@ Job::Job(const Session &session, const World &world)
     config.payload_count = 1;
     config.payload_row_bytes = &row_bytes_;
     config.combine_row_bytes = row_bytes_;
-    config.sm_budget = options.sms;
+    config.sm_budget = sm_budget;
     config.timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
     config.provider = provider_of(options.provider);
     must(moelink_manager_init(manager, &config), "moelink_manager_init");
@@ -128,6 +128,11 @@ Job::Job(const Session &session, const World &world)
     tokens_ = device.alloc(output_bytes());
     outputs_[0] = device.alloc(output_bytes());
     outputs_[1] = device.alloc(output_bytes());
+    if (options.copy_out) {
+        const auto rows = static_cast<uint64_t>(sizes.slots_per_rank) * static_cast<uint64_t>(world.ranks);
+        own_rows_.data = device.alloc(rows * row_bytes_);
+        own_rows_.dtype = world.dtype.id;
+    }
     const auto &ids = world.ids[static_cast<size_t>(session.rank())];
     const auto &weights = world.weights[static_cast<size_t>(session.rank())];
     ids_ = device.alloc(ids.size() * sizeof(int32_t));
@@ -169,12 +174,14 @@ void Job::dispatch(const void *tokens, const void *ids) {
     args.rank_tokens = rank_tokens_.data();
     args.payload_count = 1;
     args.payloads = &payload;
+    args.outputs = own_rows_.data != nullptr ? &own_rows_ : nullptr;
     view_.payloads = &view_rows_;
     must(moelink_dispatch(manager_.get(), &args, session_.device().stream(), &view_), "moelink_dispatch");
 }
 
 void Job::combine(void *rows, uint64_t stride, void *output) {
     moelink_combine_args args = MOELINK_COMBINE_ARGS_INIT;
+    args.mode = world_.weighted ? MOELINK_COMBINE_WEIGHTED : MOELINK_COMBINE_SUM;
     args.input = {rows, row_bytes_, stride, world_.dtype.id, 0};
     args.output = {output, row_bytes_, 0, world_.dtype.id, 0};
     must(moelink_combine(manager_.get(), &args, session_.device().stream()), "moelink_combine");

@@ -74,7 +74,7 @@ private:
 // One token count with one routing: the manager, its workspace and the buffers.
 class Job {
 public:
-    Job(const Session &session, const World &world);
+    Job(const Session &session, const World &world, int32_t kind, int sm_budget);
     ~Job();
     Job(const Job &) = delete;
     Job &operator=(const Job &) = delete;
@@ -128,6 +128,7 @@ private:
     void *decoy_ids_ = nullptr;
     void *weights_ = nullptr;
     void *expert_rows_ = nullptr;
+    moelink_rows own_rows_{};  // where received rows are copied to; data nullptr: they stay in the view
     moelink_dispatched view_ = MOELINK_DISPATCHED_INIT;
     moelink_rows view_rows_{};
 };
