@@ -56,3 +56,4 @@ MOELINK_PARAMETERS(moelink_combine_args)
 %include <moelink/group.h>
 %include <moelink/memory.h>
 %include <moelink/moe.h>
+%include "eplb.i"

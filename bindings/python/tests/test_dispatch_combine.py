@@ -208,6 +208,56 @@ def test_everything_in_the_headers_is_in_the_module():
     assert hasattr(c, "moelink_manager_init")
 
 
+def test_experts_are_planned_saved_and_routed(tmp_path):
+    shape = c.moelink_eplb_shape()
+    shape.layers, shape.experts, shape.slots, shape.ranks = 1, 4, 6, 2
+    params = c.moelink_eplb_plan_params()
+    load = array("d", [90, 10, 80, 20])
+    params.load = load
+    result = c.moelink_eplb_plan_result()
+    layers = c.moelink_eplb_layer_results(1)
+    result.layers = layers.cast()
+    plan = array("i", [-2] * 6)
+    c.moelink_eplb_plan(shape, params, plan, result)
+    assert sorted(plan) == [0, 0, 1, 2, 2, 3] and {*plan[:3]} & {*plan[3:]} == {0, 2}
+    assert result.balance_after == layers[0].balance_after == 1 or result.balance_after > 0.9
+    params.previous = plan
+    load[0] = -1
+    with pytest.raises(moelink.Error, match="-1"):
+        c.moelink_eplb_plan(shape, params, plan, result)
+
+    path = str(tmp_path / "plan")
+    c.moelink_eplb_plan_save(path, shape, plan)
+    again = array("i", [0] * 6)
+    read = c.moelink_eplb_plan_load(path, again, len(again))
+    assert again == plan and (read.experts, read.slots, read.ranks) == (4, 6, 2)
+
+    trace = c.moelink_eplb_trace_create(1, 4)
+    c.moelink_eplb_trace_append(trace, "first", array("d", [1, 2, 3, 4]))
+    assert c.moelink_eplb_trace_sizes(trace) == (1, 1, 4)
+    assert c.moelink_eplb_trace_step(trace, 0)[0] == "first"
+    c.moelink_eplb_trace_destroy(trace)
+
+    with moelink.Group.create_with(lambda mine, timeout_ns: mine, 0, 1, device=c.MOELINK_DEVICE_HOST) as group:
+        placed = c.moelink_eplb_map_create(group.handle, shape, plan)
+        args = c.moelink_eplb_route_args()
+        ids, slots, counts = array("i", [0, 1, 2, -1]), array("i", [0] * 4), array("q", [0] * 6)
+        args.num_tokens, args.top_k = 2, 2
+        args.logical_ids, args.physical_ids, args.slot_counts = ids, slots, counts
+        c.moelink_eplb_route(placed, args, None)
+        assert [plan[slot] if slot >= 0 else -1 for slot in slots] == list(ids) and sum(counts) == 3
+        window = c.moelink_eplb_load_create(group.handle, 2)
+        assert c.moelink_eplb_load_add(window, placed) == 0
+        c.moelink_eplb_load_record(window, 0, counts, c.MOELINK_EPLB_LOAD_F_CLEAR, None)
+        report = c.moelink_eplb_load_report()
+        loads = array("d", [0] * 4)
+        report.expert_load = loads
+        c.moelink_eplb_load_reduce(window, 0, 1, None, report)
+        assert list(loads) == [1, 1, 1, 0] and sum(counts) == 0
+        c.moelink_eplb_load_destroy(window)
+        c.moelink_eplb_map_destroy(placed)
+
+
 def test_descriptions_are_texts_and_structs():
     status, text = c.moelink_manager_kind_describe(c.MOELINK_MANAGER_ONE_SIDED, c.MOELINK_DEVICE_HOST)
     assert status == c.MOELINK_OK and text
