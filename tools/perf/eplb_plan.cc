@@ -164,8 +164,8 @@ std::string cell_of(const nlohmann::json &value) { return value.is_null() ? "-" 
 constexpr const char *heads = "{:<20} {:>7} {:>7} {:>7} {:>7} {:>9} {:>9}   {:>7} {:>7} {:>7} {:>9}\n";
 
 void print_head(const moelink_eplb_shape &shape, const EplbPlanOptions &options) {
-    fmt::print("MoELink {}\n{} layers of {} experts in {} slots on {} ranks", moelink_version_string(), shape.layers, shape.experts,
-               shape.slots, shape.ranks);
+    fmt::print("MoELink {}\n{} layer{} of {} experts in {} slots on {} ranks", moelink_version_string(), shape.layers,
+               shape.layers == 1 ? "" : "s", shape.experts, shape.slots, shape.ranks);
     if (shape.nodes > 1) {
         fmt::print(", {} nodes, {} groups", shape.nodes, shape.groups);
     }

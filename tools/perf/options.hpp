@@ -65,7 +65,7 @@ struct EplbPlanOptions {
     std::string save;
     uint64_t expert_bytes = 0;
     double target = 1.01;
-    double move_cost = 0;
+    double move_cost = 1e-4;
     double min_gain = 0;
     int64_t max_copies = 0;
     int max_pair_copies = 0;
