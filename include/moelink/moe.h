@@ -216,8 +216,9 @@ typedef struct moelink_combine_args {
     int32_t slot;
     int32_t mode;        /**< MOELINK_COMBINE_* */
     uint32_t flags;      /**< 0 */
-    moelink_rows input;  /**< [row_capacity, hidden] in the dispatched layout: any device memory, a dispatched view included; dtype F32,
-                              F16 or BF16. Rows beyond the counts are not read */
+    moelink_rows input;  /**< [row_capacity, hidden] in the dispatched layout: any device memory, a dispatched view included (then at the
+                              view's own stride, each row within its row there); dtype F32, F16 or BF16. Rows beyond the counts are
+                              not read */
     moelink_rows output; /**< [num_tokens, hidden] device; row_bytes and dtype as input's; overlaps no received row of input; tokens
                               with no valid id become 0 */
 } moelink_combine_args;

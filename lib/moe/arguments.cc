@@ -10,6 +10,11 @@ void check_flags(uint32_t flags) {
     if (flags != 0) fail(MOELINK_ERR_UNSUPPORTED, "flags has bits that this library does not know: {:#x}", flags);
 }
 
+void check_address(const char *name, const void *at, uint64_t size) {
+    if (reinterpret_cast<uint64_t>(at) % size == 0) return;
+    fail(MOELINK_ERR_INVALID_ARGUMENT, "{} has an address that is no multiple of its values' {} bytes", name, size);
+}
+
 // Rows of a caller, with the stride filled in.
 moelink_rows read_rows(const moelink_rows &rows, const char *name) {
     moelink_rows result = rows;
@@ -57,6 +62,9 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
         fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids_dtype is {}, must be MOELINK_DTYPE_I32 or MOELINK_DTYPE_I64", args.topk_ids_dtype);
     }
     if (args.topk_ids == nullptr && args.num_tokens > 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids is NULL with {} tokens", args.num_tokens);
+    check_address("topk_ids", args.topk_ids, args.topk_ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4);
+    check_address("topk_weights", args.topk_weights, sizeof(float));
+    check_address("num_tokens_device", args.num_tokens_device, sizeof(int32_t));
     if (args.payload_count < 0 || args.payload_count > static_cast<int32_t>(config.payload_row_bytes.size())) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "payload_count is {}; the workspace was made for {}", args.payload_count,
              config.payload_row_bytes.size());

@@ -194,8 +194,24 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     return received;
 }
 
+// Combine's input in the slot itself must be rows where dispatch put them. Anywhere else a row for one owner may lie in the part of
+// another source, whose next dispatch overwrites it as soon as that source has its own rows back.
+void OneSided::check_input(const kernels::Workspace &ws, const moelink_rows &input) const {
+    const uint64_t at = bits(input.data) - bits(ws.mine);
+    if (bits(input.data) < bits(ws.mine) || at >= ws.layout.bytes) return;
+    for (size_t i = 0; i < layout_.plane_strides.size(); ++i) {
+        const uint64_t plane = ws.layout.planes[i], stride = layout_.plane_strides[i];
+        if (input.row_stride != stride || at < plane || at - plane >= stride) continue;
+        if (input.row_bytes <= stride - (at - plane)) return;
+    }
+    fail(MOELINK_ERR_INVALID_ARGUMENT,
+         "input lies in the workspace, but its {} bytes a row at a stride of {} are not within the rows of a dispatched view", input.row_bytes,
+         input.row_stride);
+}
+
 void OneSided::combine(const CombineCall &call, moelink_stream stream) {
     const kernels::Workspace &ws = workspaces_[static_cast<size_t>(call.slot)];
+    check_input(ws, call.input);
     kernels::CombineParams params{};
     params.workspace = ws;
     params.input = static_cast<const unsigned char *>(call.input.data);

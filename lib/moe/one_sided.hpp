@@ -24,6 +24,7 @@ private:
     void reset(size_t slot);
     void choose_launch(const Deadline &deadline);
     kernels::cuda::Launch launch(int32_t tokens, moelink_stream stream) const;
+    void check_input(const kernels::Workspace &ws, const moelink_rows &input) const;
     void check_fault(const kernels::Fault &fault) const;
 
     Ref<Group> group_;

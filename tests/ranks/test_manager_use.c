@@ -270,6 +270,10 @@ static void bad_dispatch(rank_context *ctx, moelink_manager *manager, const moe_
     REFUSE(num_tokens, 25, MOELINK_ERR_TOO_SMALL, "24");
     REFUSE(topk_ids_dtype, MOELINK_DTYPE_U8, MOELINK_ERR_INVALID_ARGUMENT, "topk_ids_dtype");
     REFUSE(topk_ids, NULL, MOELINK_ERR_INVALID_ARGUMENT, "topk_ids");
+    REFUSE(topk_ids, (const char *)good.topk_ids + 2, MOELINK_ERR_INVALID_ARGUMENT, "topk_ids has an address");
+    REFUSE(topk_weights, (const float *)((const char *)good.topk_ids + 1), MOELINK_ERR_INVALID_ARGUMENT, "topk_weights has");
+    REFUSE(num_tokens_device, (const int32_t *)((const char *)good.topk_ids + 3), MOELINK_ERR_INVALID_ARGUMENT,
+           "num_tokens_device has");
     REFUSE(layout, 5, MOELINK_ERR_UNSUPPORTED, "layout is 5");
     REFUSE(payload_count, -1, MOELINK_ERR_INVALID_ARGUMENT, "payload_count is -1");
     REFUSE(payload_count, 3, MOELINK_ERR_INVALID_ARGUMENT, "payload_count is 3");
@@ -327,6 +331,25 @@ static void bad_combine(rank_context *ctx, moelink_manager *manager, const moe_f
     RANK_TEXT(ctx, moelink_last_error(), "164");
 }
 
+/* Rows in the workspace must be those of a view: its stride, and none across the end of its row. */
+static void bad_view(rank_context *ctx, moelink_manager *manager, const moe_flight *flight) {
+    moelink_combine_args bad = flight->combine;
+    bad.input = flight->received[0];
+    bad.input.dtype = MOELINK_DTYPE_F32;
+    const moelink_rows view = bad.input;
+    bad.input.row_bytes = bad.output.row_bytes = bad.input.row_stride = bad.output.row_stride = view.row_stride / 2;
+    RANK_STATUS(ctx, moelink_combine(manager, &bad, flight->stream), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_TEXT(ctx, moelink_last_error(), "80 bytes a row at a stride of 80");
+    bad.input.row_stride = view.row_stride;
+    bad.input.data = (char *)view.data + view.row_stride / 2 + 4;
+    RANK_STATUS(ctx, moelink_combine(manager, &bad, flight->stream), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_TEXT(ctx, moelink_last_error(), "80 bytes a row at a stride of 160");
+    bad.input.data = flight->dispatched.topk_weights;
+    RANK_STATUS(ctx, moelink_combine(manager, &bad, flight->stream), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_TEXT(ctx, moelink_last_error(), "workspace");
+    RANK_EQUAL(ctx, state_of(ctx, manager), MOELINK_STATE_DISPATCHED);
+}
+
 static void bad_arguments(rank_context *ctx, int32_t kind, moelink_stream stream) {
     bad_config(ctx, kind, stream);
     moe_geometry geometry = geometry_of(ctx->size, 1);
@@ -341,6 +364,7 @@ static void bad_arguments(rank_context *ctx, int32_t kind, moelink_stream stream
     bad_dispatch(ctx, manager, &flight);
     moe_flight_dispatch(ctx, &flight, manager);
     bad_combine(ctx, manager, &flight);
+    if (kind == MOELINK_MANAGER_ONE_SIDED) bad_view(ctx, manager, &flight);
     moe_flight_check_dispatch(ctx, &flight);
     moe_flight_experts(ctx, &flight);
     moe_flight_combine(ctx, &flight, manager);
