@@ -230,6 +230,8 @@ MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
 /** Sends each token once to every distinct rank among its experts. Collective. ONE_SIDED on CUDA and
  *  ALLGATHER_REDUCESCATTER over NCCL: stream-ordered, graph-capturable, nothing is allocated; every other: host-blocking. READY ->
  *  DISPATCHED for the slot (not tracked while capturing).
+ *  ONE_SIDED on CUDA lets the stream's next kernel take its place early: one that the caller launches with programmatic stream
+ *  serialization waits (griddepcontrol.wait) before it touches anything that dispatch or combine reads or writes.
  *  Errors: INVALID_ARGUMENT, INVALID_STATE, TOO_SMALL (more tokens or bytes than the config covers), UNSUPPORTED, DEVICE. On the
  *  host device also TIMEOUT, PEER_EXITED and MISMATCH, which on CUDA come later, through moelink_manager_fault. Source: push
  *  dispatch with fixed slots, after the one-sided all-to-all that FlashInfer and TensorRT-LLM describe. */
