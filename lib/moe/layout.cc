@@ -33,10 +33,10 @@ uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : 
 
 namespace {
 
-// Tokens up to which rows may travel as packets: what their place costs is bounded.
-int32_t choose_packet_rows(uint64_t capacity, uint64_t ranks, uint64_t distinct, uint64_t dispatch_row, uint64_t combine_row) {
+// Tokens up to which rows may travel as packets: what their place costs in all slots is bounded.
+int32_t choose_packet_rows(uint64_t capacity, uint64_t slots, uint64_t ranks, uint64_t distinct, uint64_t dispatch_row, uint64_t combine_row) {
     constexpr uint64_t most_bytes = uint64_t{64} << 20;
-    const uint64_t row = ranks * dispatch_row + distinct * combine_row;
+    const uint64_t row = slots * (ranks * dispatch_row + distinct * combine_row);
     return static_cast<int32_t>(std::min({uint64_t{kernels::max_packet_rows}, capacity, most_bytes / row}));
 }
 
@@ -81,7 +81,7 @@ WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
     }
     const uint64_t combine_row = packet_tiles(config.combine_row_bytes) * packet_tile_bytes;
     if (on_cuda && dispatch_row <= UINT32_MAX && combine_row <= UINT32_MAX) {
-        result.packet_rows = choose_packet_rows(capacity, r, distinct, dispatch_row, combine_row);
+        result.packet_rows = choose_packet_rows(capacity, static_cast<uint64_t>(config.slots), r, distinct, dispatch_row, combine_row);
         result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row);
         result.combine_packet_bytes = static_cast<uint32_t>(combine_row);
     }
