@@ -29,10 +29,6 @@ private:
 // Rows of any value type can be combined where they were received, so they must not start at odd places.
 uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : (row_bytes + 3) / 4 * 4; }
 
-}  // namespace
-
-namespace {
-
 // Tokens up to which rows may travel as packets: what their place costs in all slots is bounded.
 int32_t choose_packet_rows(uint64_t capacity, uint64_t slots, uint64_t ranks, uint64_t distinct, uint64_t dispatch_row, uint64_t combine_row) {
     constexpr uint64_t most_bytes = uint64_t{64} << 20;
