@@ -55,18 +55,24 @@ public:
     }
 
 private:
-    // Reads the previous map; whether it broke a rule.
+    // Reads the previous map; whether it broke a rule. Of two copies on a rank the pinned one stays.
     bool take_previous() {
         bool broken = false;
-        for (int slot = 0; slot < cluster_.slots(); ++slot) {
-            int32_t expert = input_.previous[size_t(slot)];
-            if (expert >= 0 && before_.held(cluster_.rank_of(slot), expert)) {
-                broken = true;
-            } else {
-                before_.set(slot, expert);
+        std::vector<int32_t> kept(input_.previous.size(), empty_slot);
+        for (bool fixed : {true, false}) {
+            for (int slot = 0; slot < cluster_.slots(); ++slot) {
+                int32_t expert = input_.previous[size_t(slot)];
+                if ((input_.fixed[size_t(slot)] != 0) != fixed) continue;
+                if (expert >= 0 && before_.held(cluster_.rank_of(slot), expert)) {
+                    broken = true;
+                } else {
+                    kept[size_t(slot)] = expert;
+                    before_.set(slot, expert);
+                }
             }
         }
-        before_.refresh();
+        before_.assign(kept);
+        plan_.previous = std::move(kept);
         return broken;
     }
 
@@ -182,7 +188,7 @@ private:
         std::vector<int32_t> slots = plan_.slots(plan_.options.size() - 1);
         std::vector<int32_t> settled(slots.size());
         if (input_.previous.empty()) return slots;
-        preserve_slots(input_.previous, slots, cluster_.capacity, settled);
+        preserve_slots(plan_.previous, slots, cluster_.capacity, settled);
         for (size_t slot = 0; slot < slots.size(); ++slot) {
             if (settled[slot] != slots[slot]) plan_.log.emplace_back(int(slot), settled[slot]);
         }

@@ -43,9 +43,6 @@ LayerPlan plan_one(const Request &request, int layer) {
     }
     LayerPlan plan = plan_layer(input);
     if (left) plan.flags |= MOELINK_EPLB_RESULT_REPAIRED;
-
-    // Experts that stay on a rank keep their slots, which the states' own slots need not show.
-    plan.previous = std::move(input.previous);
     return plan;
 }
 
@@ -60,6 +57,7 @@ int64_t copy_budget(const moelink_eplb_plan_params &params) {
 // A layer's chosen state as the caller numbers slots.
 void write_layer(const Request &request, const LayerPlan &plan, size_t option, std::span<int32_t> out) {
     std::vector<int32_t> slots = plan.slots(option);
+    // Experts that stay on a rank keep their slots, which the states' own slots need not show.
     if (!plan.previous.empty()) preserve_slots(plan.previous, slots, request.cluster.capacity, slots);
     for (int32_t &expert : slots) expert = std::max(expert, empty_slot);
     request.from_active(slots, out);
