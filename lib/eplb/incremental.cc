@@ -49,6 +49,8 @@ public:
         if (mended) plan_.flags |= MOELINK_EPLB_RESULT_REPAIRED;
         plan_.start = now.slots();
         now.assign(plan_.start);
+        // Costs of the first search are those from the map as it was; a later call counts them from the mended one.
+        if (!advance(now) && !mended) return std::move(plan_);
         while (advance(now)) {
         }
         return std::move(plan_);
@@ -86,7 +88,10 @@ private:
         std::sort(missing.begin(), missing.end());
         for (auto [load, expert] : missing) {
             Move move = Search(now, origin_, rules_, goals_).settle(expert);
-            if (move.count == 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "pins leave no slot for expert {}, which has none", expert);
+            if (move.count == 0) {
+                fail(MOELINK_ERR_INVALID_ARGUMENT, "{} leave no slot{} for expert {}, which has none",
+                     cluster_.zones > 1 ? "pins or inactive ranks" : "pins", cluster_.zones > 1 ? " of its group's node" : "", expert);
+            }
             now.set(move.writes[0].first, move.writes[0].second);
             now.refresh();
         }
@@ -129,7 +134,7 @@ private:
         }
         plan_.options.push_back({plan_.log.size(), now.peak(), count_cost(now, origin_), count_crossing(now, origin_)});
         now.assign(settle_slots());
-        while (!cluster_.late() && advance(now)) {
+        while (advance(now)) {
         }
         return std::move(plan_);
     }
@@ -168,8 +173,11 @@ private:
     }
 
     // Whether a trail has come to the target, or there is no time for more.
-    bool good(const std::vector<Trail> &trails) const {
-        return trails.back().options.back().peak <= bound_ * input_.target || trails.back().late || cluster_.late();
+    bool good(const std::vector<Trail> &trails) {
+        if (trails.back().options.back().peak <= bound_ * input_.target) return true;
+        if (!trails.back().late && !cluster_.late()) return false;
+        plan_.flags |= MOELINK_EPLB_RESULT_DEADLINE;
+        return true;
     }
 
     // A trail's states up to the chosen one. Those that the choice passed over stay: a budget may stop there.

@@ -1,6 +1,7 @@
 // The planner over all layers: each alone, then what they share (budgets, the gain threshold), then the figures.
 #include "eplb/plan.hpp"
 
+#include "base/error.hpp"
 #include "eplb/choice.hpp"
 #include "eplb/incremental.hpp"
 #include "eplb/maps.hpp"
@@ -41,7 +42,12 @@ LayerPlan plan_one(const Request &request, int layer) {
         };
         left = used(previous) > used(input.previous);
     }
-    LayerPlan plan = plan_layer(input);
+    LayerPlan plan;
+    try {
+        plan = plan_layer(input);
+    } catch (const Error &error) {
+        throw Error(error.status(), fmt::format("layer {}: {}", layer, error.text()));
+    }
     if (left) plan.flags |= MOELINK_EPLB_RESULT_REPAIRED;
     return plan;
 }

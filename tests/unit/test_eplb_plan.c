@@ -240,6 +240,10 @@ static void test_against_all_maps(void **state) {
             expect_valid_map(&brute.shape, map_a, NULL);
             expect_figures(&brute.shape, &params, map_a, &result);
             assert_true(result.bound <= brute.best * (1 + 1e-12) && result.time_after >= brute.best * (1 - 1e-12));
+            /* Once mended, it is as any other: the same loads move nothing. */
+            params.previous = map_a;
+            plan_map(&brute.shape, &params, map_c);
+            assert_memory_equal(map_a, map_c, 4u * (size_t)brute.shape.slots);
         }
     }
     assert_true(optimal * 2 >= all);
