@@ -137,8 +137,8 @@ enum moelink_eplb_result_flags {
 
 /** One layer of a plan. These 64 bytes never change, so arrays of them are passed as a pointer. */
 typedef struct moelink_eplb_layer_result {
-    double bound;          /**< certificate: no map of this shape with no two copies of an expert on a rank has a lower time; it knows the
-                                number of slots, speeds and active ranks, not pins, groups or caps */
+    double bound;          /**< certificate: no map of this shape with all experts and no two copies of one on a rank has a lower time; it
+                                knows the number of slots, speeds and active ranks, not pins, groups or caps */
     double time_before;    /**< of the previous map; 0 without one, or where it lacks an expert that has load */
     double time_after;     /**< of the plan */
     double balance_before; /**< time with the load spread over all speeds evenly (with equal speeds: the mean rank time) over
@@ -168,7 +168,7 @@ typedef struct moelink_eplb_plan_result {
                                             SKIPPED: of the plan that was not taken */
     double balance_before;
     double balance_after;
-    double balance_bound;              /**< no map has a higher balance_after */
+    double balance_bound;              /**< no map that bound speaks of has a higher balance_after */
     double cost;
     int64_t copies;
     int64_t lost;
@@ -188,15 +188,16 @@ MOELINK_API void moelink_eplb_plan_result_init(moelink_eplb_plan_result *result)
  *  filled within these rules are -1. With a previous map the planner starts from it and makes the moves that lower the time most for
  *  their cost: two ranks exchange experts; a slot takes over another expert's copy (a copy stolen, or an empty slot filled); and where
  *  that stays above target, a new plan with ranks relabelled to fit the previous one. Time never rises above the previous map's,
- *  except for repairs. Planning again with the same loads moves nothing, caps and deadlines
- *  apart. Without a previous map: from scratch.
+ *  except for repairs and from scratch. Planning again with the same loads moves nothing, caps and deadlines apart, and pins
+ *  in hierarchical plans. Without a previous map: from scratch.
  *  out_phy2log [layers, slots] may be params->previous. out may be NULL.
  *  Errors: INVALID_ARGUMENT: also for loads as described above, and when the active ranks have fewer slots than there are experts. */
 MOELINK_API moelink_status moelink_eplb_plan(const moelink_eplb_shape *shape, const moelink_eplb_plan_params *params,
                                              int32_t *out_phy2log, moelink_eplb_plan_result *out);
 
 /** Rates any map by the planner's measures: as moelink_eplb_plan would report it, had it been the plan. Of params: load, previous,
- *  rank_speed, rank_active, distance, node_distance, expert_bytes and steps. Two copies of an expert on a rank are allowed here.
+ *  rank_speed, rank_active, distance, node_distance, expert_bytes, steps and max_pair_copies (sources keep to it where
+ *  they can). Two copies of an expert on a rank are allowed here.
  *  Errors: INVALID_ARGUMENT: also when an expert that has load has no copy on an active rank. */
 MOELINK_API moelink_status moelink_eplb_rate(const moelink_eplb_shape *shape, const moelink_eplb_plan_params *params,
                                              const int32_t *phy2log, moelink_eplb_plan_result *out);
@@ -228,7 +229,7 @@ MOELINK_API void moelink_eplb_map_destroy(moelink_eplb_map *map);
 /** How a token's copy of its expert is chosen. Experts with one copy have no choice. Every policy is a function of its arguments:
  *  host and CUDA give the same slots. */
 enum moelink_eplb_policy {
-    /** Token t takes copy (seed + t) mod copies, in the order of slots. Source: the replica choice that vLLM had first. */
+    /** Token t takes copy ((seed + t) mod 2^32) mod copies, in the order of slots. Source: the replica choice that vLLM had first. */
     MOELINK_EPLB_ROUND_ROBIN = 1,
     /** A copy by a hash of seed, token and expert: even for any pattern of tokens. */
     MOELINK_EPLB_HASHED = 2,

@@ -49,24 +49,32 @@ public:
         if (mended) plan_.flags |= MOELINK_EPLB_RESULT_REPAIRED;
         plan_.start = now.slots();
         now.assign(plan_.start);
+        // Costs of the first search are those from the map as it was; a later call counts them from the mended one.
+        if (!advance(now) && !mended) return std::move(plan_);
         while (advance(now)) {
         }
         return std::move(plan_);
     }
 
 private:
-    // Reads the previous map; whether it broke a rule.
+    // Reads the previous map; whether it broke a rule. Of two copies on a rank the pinned one stays.
     bool take_previous() {
         bool broken = false;
-        for (int slot = 0; slot < cluster_.slots(); ++slot) {
-            int32_t expert = input_.previous[size_t(slot)];
-            if (expert >= 0 && before_.held(cluster_.rank_of(slot), expert)) {
-                broken = true;
-            } else {
-                before_.set(slot, expert);
+        std::vector<int32_t> kept(input_.previous.size(), empty_slot);
+        for (bool fixed : {true, false}) {
+            for (int slot = 0; slot < cluster_.slots(); ++slot) {
+                int32_t expert = input_.previous[size_t(slot)];
+                if ((input_.fixed[size_t(slot)] != 0) != fixed) continue;
+                if (expert >= 0 && before_.held(cluster_.rank_of(slot), expert)) {
+                    broken = true;
+                } else {
+                    kept[size_t(slot)] = expert;
+                    before_.set(slot, expert);
+                }
             }
         }
-        before_.refresh();
+        before_.assign(kept);
+        plan_.previous = std::move(kept);
         return broken;
     }
 
@@ -80,7 +88,10 @@ private:
         std::sort(missing.begin(), missing.end());
         for (auto [load, expert] : missing) {
             Move move = Search(now, origin_, rules_, goals_).settle(expert);
-            if (move.count == 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "pins leave no slot for expert {}, which has none", expert);
+            if (move.count == 0) {
+                fail(MOELINK_ERR_INVALID_ARGUMENT, "{} leave no slot{} for expert {}, which has none",
+                     cluster_.zones > 1 ? "pins or inactive ranks" : "pins", cluster_.zones > 1 ? " of its group's node" : "", expert);
+            }
             now.set(move.writes[0].first, move.writes[0].second);
             now.refresh();
         }
@@ -123,7 +134,7 @@ private:
         }
         plan_.options.push_back({plan_.log.size(), now.peak(), count_cost(now, origin_), count_crossing(now, origin_)});
         now.assign(settle_slots());
-        while (!cluster_.late() && advance(now)) {
+        while (advance(now)) {
         }
         return std::move(plan_);
     }
@@ -162,8 +173,11 @@ private:
     }
 
     // Whether a trail has come to the target, or there is no time for more.
-    bool good(const std::vector<Trail> &trails) const {
-        return trails.back().options.back().peak <= bound_ * input_.target || trails.back().late || cluster_.late();
+    bool good(const std::vector<Trail> &trails) {
+        if (trails.back().options.back().peak <= bound_ * input_.target) return true;
+        if (!trails.back().late && !cluster_.late()) return false;
+        plan_.flags |= MOELINK_EPLB_RESULT_DEADLINE;
+        return true;
     }
 
     // A trail's states up to the chosen one. Those that the choice passed over stay: a budget may stop there.
@@ -182,7 +196,7 @@ private:
         std::vector<int32_t> slots = plan_.slots(plan_.options.size() - 1);
         std::vector<int32_t> settled(slots.size());
         if (input_.previous.empty()) return slots;
-        preserve_slots(input_.previous, slots, cluster_.capacity, settled);
+        preserve_slots(plan_.previous, slots, cluster_.capacity, settled);
         for (size_t slot = 0; slot < slots.size(); ++slot) {
             if (settled[slot] != slots[slot]) plan_.log.emplace_back(int(slot), settled[slot]);
         }

@@ -23,7 +23,7 @@ struct LayerInput {
 
 // A start, and what may be done from there. All slots are [ranks, capacity].
 struct LayerPlan {
-    std::vector<int32_t> previous;             // as in the input
+    std::vector<int32_t> previous;             // as in the input, without second copies on a rank
     std::vector<int32_t> start;                // the previous map, mended; or a plan from scratch
     std::vector<std::pair<int, int32_t>> log;  // writes from start on
     std::vector<Option> options;               // states on the way; the last is the best

@@ -17,13 +17,17 @@ void for_each_layer(int layers, int threads, const std::function<void(int layer)
     std::atomic<int> next{0};
     std::mutex mutex;
     std::exception_ptr problem;
+    int failed = layers;  // the first layer that did, whichever thread was first
     auto work = [&] {
         for (int layer = next++; layer < layers; layer = next++) {
             try {
                 body(layer);
             } catch (...) {
                 std::lock_guard lock(mutex);
-                if (!problem) problem = std::current_exception();
+                if (layer < failed) {
+                    failed = layer;
+                    problem = std::current_exception();
+                }
                 next = layers;
             }
         }

@@ -1,6 +1,7 @@
 // The planner over all layers: each alone, then what they share (budgets, the gain threshold), then the figures.
 #include "eplb/plan.hpp"
 
+#include "base/error.hpp"
 #include "eplb/choice.hpp"
 #include "eplb/incremental.hpp"
 #include "eplb/maps.hpp"
@@ -41,11 +42,13 @@ LayerPlan plan_one(const Request &request, int layer) {
         };
         left = used(previous) > used(input.previous);
     }
-    LayerPlan plan = plan_layer(input);
+    LayerPlan plan;
+    try {
+        plan = plan_layer(input);
+    } catch (const Error &error) {
+        throw Error(error.status(), fmt::format("layer {}: {}", layer, error.text()));
+    }
     if (left) plan.flags |= MOELINK_EPLB_RESULT_REPAIRED;
-
-    // Experts that stay on a rank keep their slots, which the states' own slots need not show.
-    plan.previous = std::move(input.previous);
     return plan;
 }
 
@@ -60,6 +63,7 @@ int64_t copy_budget(const moelink_eplb_plan_params &params) {
 // A layer's chosen state as the caller numbers slots.
 void write_layer(const Request &request, const LayerPlan &plan, size_t option, std::span<int32_t> out) {
     std::vector<int32_t> slots = plan.slots(option);
+    // Experts that stay on a rank keep their slots, which the states' own slots need not show.
     if (!plan.previous.empty()) preserve_slots(plan.previous, slots, request.cluster.capacity, slots);
     for (int32_t &expert : slots) expert = std::max(expert, empty_slot);
     request.from_active(slots, out);

@@ -149,8 +149,12 @@ void write_checked(const char *path, std::string text) {
     not_null(path, "path");
     text += fmt::format("checksum {}\n", checksum(text));
     static std::atomic<uint64_t> number{0};
-    const std::string part = fmt::format("{}.part-{}-{}", path, getpid(), number.fetch_add(1));
-    File file(std::fopen(part.c_str(), "wbx"), &std::fclose);
+    std::string part;
+    File file(nullptr, &std::fclose);
+    do {  // past what a process of the same number may have left
+        part = fmt::format("{}.part-{}-{}", path, getpid(), number.fetch_add(1));
+        file.reset(std::fopen(part.c_str(), "wbx"));
+    } while (!file && errno == EEXIST);
     if (!file) fail(MOELINK_ERR_INVALID_STATE, "{}: {}", part, errno_text("open", errno));
     const char *what = "write";
     bool good = std::fwrite(text.data(), 1, text.size(), file.get()) == text.size();

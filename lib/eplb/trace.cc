@@ -102,6 +102,7 @@ void Trace::read_commas(TextReader &reader) {
         const size_t comma = line.find(',');
         Step step;
         step.name = line.substr(0, comma);
+        while (step.name.ends_with(' ')) step.name.pop_back();  // as lines end in a trace
         if (comma == std::string_view::npos || !is_name(step.name)) {
             reader.fail_here("a line is NAME,LOAD,LOAD,...; a trace begins with \"{} {}\"", kind, version);
         }

@@ -102,6 +102,24 @@ static void test_pins(void **state) {
             if (pinned[i]) assert_int_equal(map_b[i], map_a[i]);
         }
     }
+    /* Of two copies on a rank the pinned one stays, wherever it stands. */
+    memcpy(map_c, map_a, 4 * all);
+    memset(pinned, 0, sizeof pinned);
+    for (int layer = 0; layer < layers; ++layer) {
+        int32_t *first = map_c + layer * slots + layer * rank_slots;
+        first[3] = first[6] = first[1];
+        pinned[first - map_c + 3 * (layer % 3)] = 1;
+    }
+    for (int scratch = 0; scratch < 2; ++scratch) {
+        moelink_eplb_plan_params params = plan_params(drifted, map_c);
+        params.pinned = pinned;
+        params.flags = scratch ? MOELINK_EPLB_PLAN_F_FROM_SCRATCH : 0;
+        plan_map(&shape, &params, map_b);
+        expect_valid_map(&shape, map_b, NULL);
+        for (int i = 0; i < all; ++i) {
+            if (pinned[i]) assert_int_equal(map_b[i], map_c[i]);
+        }
+    }
     /* All of it. */
     memset(pinned, 1, sizeof pinned);
     moelink_eplb_plan_params params = plan_params(drifted, map_a);

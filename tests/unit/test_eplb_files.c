@@ -93,6 +93,25 @@ static void test_plan(void **state) {
     assert_memory_equal(map, plan, sizeof(plan));
 }
 
+/* What another process of the same number left beside the file is passed over. */
+static void test_left_over(void **state) {
+    (void)state;
+    moelink_eplb_shape shape = plan_shape();
+    char part[160];
+    for (int number = 0; number < 100; ++number) {
+        snprintf(part, sizeof(part), "%s.part-%d-%d", path, (int)getpid(), number);
+        FILE *file = fopen(part, "wb");
+        assert_non_null(file);
+        fclose(file);
+    }
+    assert_int_equal(moelink_eplb_plan_save(path, &shape, &plan[0][0]), MOELINK_OK);
+    for (int number = 0; number < 100; ++number) {
+        snprintf(part, sizeof(part), "%s.part-%d-%d", path, (int)getpid(), number);
+        assert_int_equal(unlink(part), 0);
+    }
+    assert_int_equal(moelink_eplb_plan_load(path, &shape, NULL, 0), MOELINK_OK);
+}
+
 /* Nothing stays beside a file that could not be written. */
 static void test_no_place(void **state) {
     (void)state;
@@ -264,7 +283,7 @@ static void test_trace(void **state) {
 
 static void test_commas(void **state) {
     (void)state;
-    static const char good[] = "first,1,2,0.5\r\n\nsecond topic,0,1e3,7";
+    static const char good[] = "first,1,2,0.5\r\n\nsecond topic ,0,1e3,7";
     write_bytes(good, sizeof(good) - 1);
     moelink_eplb_trace *trace = NULL;
     assert_int_equal(moelink_eplb_trace_load(path, &trace), MOELINK_OK);
@@ -278,13 +297,14 @@ static void test_commas(void **state) {
     assert_int_equal(moelink_eplb_trace_step(trace, 1, &name, &load), MOELINK_OK);
     assert_string_equal(name, "second topic");
     assert_true(load[0] == 0 && load[1] == 1000 && load[2] == 7);
+    assert_int_equal(moelink_eplb_trace_append(trace, name, load), MOELINK_OK); /* a name as any other */
     moelink_eplb_trace_destroy(trace);
     const moelink_status refused = MOELINK_ERR_INVALID_ARGUMENT;
     expect_damage(load_trace, good, "first,1,2", "first,1,two", refused, "1:9", "\"two\" is no load");
     expect_damage(load_trace, good, "0.5", "-0.5", refused, "1:11", "\"-0.5\" is no load");
-    expect_damage(load_trace, good, "1e3,7", "1e3,", refused, "3:20", "a load is missing");
-    expect_damage(load_trace, good, "1e3,7", "1e3", refused, "3:19", "2 loads, and the first line has 3");
-    expect_damage(load_trace, good, "1e3", "inf", refused, "3:16", "\"inf\" is no load");
+    expect_damage(load_trace, good, "1e3,7", "1e3,", refused, "3:21", "a load is missing");
+    expect_damage(load_trace, good, "1e3,7", "1e3", refused, "3:20", "2 loads, and the first line has 3");
+    expect_damage(load_trace, good, "1e3", "inf", refused, "3:17", "\"inf\" is no load");
     expect_damage(load_trace, good, "first,1,2,0.5", "first", refused, "1:1", "a line is NAME,LOAD");
     write_bytes("\n\n", 2);
     assert_int_equal(load_trace(), refused);
@@ -294,7 +314,7 @@ static void test_commas(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plan), cmocka_unit_test(test_no_place), cmocka_unit_test(test_damaged_plans),
+        cmocka_unit_test(test_plan), cmocka_unit_test(test_left_over), cmocka_unit_test(test_no_place), cmocka_unit_test(test_damaged_plans),
         cmocka_unit_test(test_trace), cmocka_unit_test(test_commas),
     };
     return cmocka_run_group_tests(tests, make_folder, drop_folder);

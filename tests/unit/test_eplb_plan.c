@@ -245,10 +245,40 @@ static void test_against_all_maps(void **state) {
     assert_true(optimal * 2 >= all);
 }
 
+/* Once mended, a map is as any other: the same loads move nothing. Here the first search sees other costs than a later one. */
+static void test_mended_maps_are_settled(void **state) {
+    (void)state;
+    static const double load[3 * 14] = {
+        6475.3327744341977, 2.3821418024579778e-27, 6820.9584692907492, 312.23474070801052, 7.710515858035663e-28,
+        4739.8239800172241, 2.6500674512975902e-28, 2.334972234397873e-27, 1.2969300866657716e-27, 2.2855006266942053e-28,
+        6321.7748536071431, 294.05160495167837, 4553.9728234414815, 6.9866417188285497e-27, 312.23474070801052,
+        5.6665762138222473e-28, 6.1385287304281721e-28, 2.956481858147545e-27, 1911.7135758847485, 1.6031973837265742e-27,
+        5.5622349671378822e-27, 1.2262981534562107e-27, 413.12709387821826, 2.7362410337040804e-28, 2.0709345938545985e-27,
+        195.5381065766949, 6.3217748536071434e-27, 5365.5559711219757, 6.016977717621094e-28, 5651.9465050776289,
+        5.3152768187871805e-28, 1655.329363157055, 433.44082381650429, 504.59457193355115, 3.9118092861497971e-27,
+        3040.4331839891711, 2.8707837984570167e-28, 1000, 3.1899332761161853e-27, 7.437874280201797e-28, 5584.5284642760553,
+        1.2214027581601702e-27};
+    static const int32_t broken[3 * 24] = {
+        5, 3, 7, 8, 6, 11, 8, 5, 5, 9, 6, -1, 12, 13, 9, 12, 5, 2, 12, 0, 4, 3, 2, 4, 0, 6, 7, 11, 13, 0, 13, 6, 10, 0, 10,
+        1, 2, 3, 9, -1, 0, 2, 1, 9, 11, 1, 0, 7, 1, 12, 2, 4, 1, 3, 4, -1, 6, 0, 1, 10, 10, 5, 6, 4, 12, 12, -1, 12, -1, 0,
+        7, 12};
+    static const uint8_t active[4] = {1, 1, 0, 1};
+    moelink_eplb_shape shape = eplb_shape(3, 14, 24, 4, 1, 1);
+    moelink_eplb_plan_params params = plan_params(load, broken);
+    params.rank_active = active;
+    params.target = 1;
+    params.move_cost = 0;
+    assert_true(plan_map(&shape, &params, map_b).flags & MOELINK_EPLB_RESULT_REPAIRED);
+    params.previous = map_b;
+    plan_map(&shape, &params, map_c);
+    assert_memory_equal(map_b, map_c, 4 * 3 * 24);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rules_and_figures), cmocka_unit_test(test_threads_do_not_matter), cmocka_unit_test(test_moves_little),
         cmocka_unit_test(test_ranks_are_relabelled), cmocka_unit_test(test_real_topics),       cmocka_unit_test(test_against_all_maps),
+        cmocka_unit_test(test_mended_maps_are_settled),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -178,7 +178,21 @@ static void test_params(void **state) {
     /* Pinned copies of expert 0 everywhere leave three slots for five experts. */
     make(&call);
     for (int s = 0; s < slots; ++s) call.previous[s] = s % 2 == 0 ? 0 : s == 7 ? 5 : -1, call.pinned[s] = s % 2 == 0 || s == 7;
-    refused(&call, "pins leave no slot");
+    refused(&call, "layer 0: pins leave no slot for expert");
+    /* In every layer, on several threads: the first is named. */
+    memcpy(call.previous + slots, call.previous, sizeof call.previous / 2);
+    memcpy(call.pinned + slots, call.pinned, sizeof call.pinned / 2);
+    call.shape.threads = 2;
+    for (int i = 0; i < 50; ++i) refused(&call, "layer 0: ");
+    /* A node that lost a rank has no room for its groups. */
+    make(&call);
+    call.shape.nodes = 2;
+    call.shape.groups = 2;
+    for (int s = 0; s < slots; ++s) call.previous[s] = s < 4 ? s % 3 : 3 + s % 3;
+    call.previous[slots + 4] = call.previous[slots + 6] = 4, call.previous[slots + 5] = 5, call.previous[slots + 7] = 3;
+    for (int s = 0; s < 4; ++s) call.previous[slots + s] = s % 3;
+    call.active[1] = 0;
+    refused(&call, "layer 0: pins or inactive ranks leave no slot of its group's node");
 #undef BAD
     moelink_eplb_plan_result result = MOELINK_EPLB_PLAN_RESULT_INIT;
     make(&call);
