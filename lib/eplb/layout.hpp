@@ -25,7 +25,6 @@ struct Cluster {
     std::vector<int> zone;          // [ranks] no expert leaves its zone
     std::vector<double> slowness;   // [ranks] 1 / speed
     std::vector<double> distance;   // [ranks, ranks]; empty: all 1
-    bool same_speed = true;
     int max_pair_copies = 0;        // 0: no cap
     std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 
