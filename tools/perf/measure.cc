@@ -307,7 +307,7 @@ void time_memcpy(Job &job, double estimate_us, Measured &measured) {
     };
     const auto copy = [&](int times) {
         for (int i = 0; i < times; ++i) {
-            std::memcpy(to.data(), from.data(), bytes);
+            if (bytes > 0) std::memcpy(to.data(), from.data(), bytes);  // a rank may have no rows at all
             asm volatile("" ::"r"(to.data()) : "memory");  // or the compiler would make one copy of many
         }
     };
