@@ -7,6 +7,13 @@
 
 struct CUstream_st;
 
+// Functions that host and kernels share.
+#if defined(__CUDACC__)
+#define MOELINK_BOTH __host__ __device__
+#else
+#define MOELINK_BOTH
+#endif
+
 namespace moelink::kernels {
 
 inline constexpr int max_top_k = 32;
@@ -20,10 +27,7 @@ inline constexpr int max_packet_rows = 96;  // rows that a rank may send to anot
 inline constexpr uint64_t packet_tile_data = 1536;
 inline constexpr uint64_t packet_tile_bytes = 2048;
 inline constexpr uint64_t packet_routing_bytes = 512;  // one packet an id, weight and half of the row's origin
-#if defined(__CUDACC__)
-__host__ __device__
-#endif
-inline constexpr uint64_t packet_tiles(uint64_t row_bytes) { return (row_bytes + packet_tile_data - 1) / packet_tile_data; }
+MOELINK_BOTH inline constexpr uint64_t packet_tiles(uint64_t row_bytes) { return (row_bytes + packet_tile_data - 1) / packet_tile_data; }
 inline constexpr uint32_t packets_bit = 1u << 31;  // in the value of a count word: the round's rows come as packets
 
 // Control words that one rank (the source) writes into another's workspace: one line a source and slot.
@@ -125,15 +129,9 @@ struct Divisor {
     uint64_t factor;  // 2^64 / number, rounded up; 0 stands for the number 1
 
     Divisor() = default;
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    explicit Divisor(uint32_t number) : factor(number <= 1 ? 0 : UINT64_MAX / number + 1) {}
+    MOELINK_BOTH explicit Divisor(uint32_t number) : factor(number <= 1 ? 0 : UINT64_MAX / number + 1) {}
 
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    uint32_t divide(uint32_t numerator) const {
+    MOELINK_BOTH uint32_t divide(uint32_t numerator) const {
         if (factor == 0) return numerator;
         const uint64_t low = uint64_t{numerator} * static_cast<uint32_t>(factor) >> 32;
         return static_cast<uint32_t>((uint64_t{numerator} * (factor >> 32) + low) >> 32);
@@ -150,41 +148,26 @@ struct ExpertRanks {
     Divisor by_more;  // each + 1
 
     ExpertRanks() = default;
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    ExpertRanks(int32_t experts_, int32_t ranks)
+    MOELINK_BOTH ExpertRanks(int32_t experts_, int32_t ranks)
         : experts(static_cast<uint32_t>(experts_)), each(static_cast<uint32_t>(experts_ / ranks)),
           larger(static_cast<uint32_t>(experts_ % ranks)), split(larger * (each + 1)), by_each(each), by_more(each + 1) {}
 
     // First expert of a rank; of the number of ranks: the number of experts.
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t first_of(int32_t rank) const {
+    MOELINK_BOTH int32_t first_of(int32_t rank) const {
         const auto index = static_cast<uint32_t>(rank);
         return static_cast<int32_t>(index * each + (index < larger ? index : larger));
     }
 
     // -1 for an id that means no expert.
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t rank_of(int64_t id) const {
+    MOELINK_BOTH int32_t rank_of(int64_t id) const {
         return static_cast<uint64_t>(id) < experts ? rank_of_expert(static_cast<uint32_t>(id)) : -1;
     }
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t rank_of(int32_t id) const {
+    MOELINK_BOTH int32_t rank_of(int32_t id) const {
         return static_cast<uint32_t>(id) < experts ? rank_of_expert(static_cast<uint32_t>(id)) : -1;
     }
 
 private:
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t rank_of_expert(uint32_t expert) const {
+    MOELINK_BOTH int32_t rank_of_expert(uint32_t expert) const {
         const bool more = expert < split;
         const uint32_t rank = (more ? by_more : by_each).divide(more ? expert : expert - split);
         return static_cast<int32_t>(more ? rank : larger + rank);
@@ -282,15 +265,9 @@ struct CopyTable {
     const int32_t *offsets;  // [logical + 1]
     const int32_t *slots;    // [physical]
 
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    int32_t copies(int32_t expert) const { return offsets[expert + 1] - offsets[expert]; }
+    MOELINK_BOTH int32_t copies(int32_t expert) const { return offsets[expert + 1] - offsets[expert]; }
 
-#if defined(__CUDACC__)
-    __host__ __device__
-#endif
-    CopyTable layer(int64_t index) const {
+    MOELINK_BOTH CopyTable layer(int64_t index) const {
         CopyTable table = *this;
         table.phy2log += index * physical;
         table.offsets += index * (int64_t{logical} + 1);
@@ -322,10 +299,7 @@ struct RouteParams {
 };
 
 // Sum of two counts. Negative ones are 0, and it stays at the largest value instead of turning negative.
-#if defined(__CUDACC__)
-__host__ __device__
-#endif
-inline int64_t add_counts(int64_t a, int64_t b) {
+MOELINK_BOTH inline int64_t add_counts(int64_t a, int64_t b) {
     if (b < 0) b = 0;
     return a > INT64_MAX - b ? INT64_MAX : a + b;
 }

@@ -30,6 +30,9 @@ __device__ __forceinline__ Packet load_packet(const unsigned char *at) {
     return {{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high)}, static_cast<uint32_t>(high >> 32)};
 }
 
+// The rows that a count word's value names.
+__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
+
 inline constexpr int piece_vectors = 3;
 inline constexpr int tile_vectors = 32 * piece_vectors;
 static_assert(tile_vectors * 16 == packet_tile_data);
@@ -45,6 +48,15 @@ __device__ __forceinline__ int vector_at(int tile, int lane, int i) { return til
 // How many of a lane's vectors lie in a row of `vectors`.
 __device__ __forceinline__ int valid_vectors(int vectors, int tile, int lane) {
     return min(piece_vectors, max(0, (vectors - tile * tile_vectors - lane + 31) / 32));
+}
+
+// A vector from where only accesses of `width` bytes are allowed.
+__device__ __forceinline__ uint4 load_vector(const unsigned char *at, int width) {
+    if (width == 16) return *reinterpret_cast<const uint4 *>(at);
+    uint32_t words[4] = {};
+#pragma unroll
+    for (int byte = 0; byte < 16; ++byte) words[byte / 4] |= uint32_t{at[byte]} << (byte % 4 * 8);
+    return {words[0], words[1], words[2], words[3]};
 }
 
 __device__ __forceinline__ Piece load_piece(const unsigned char *row, int tile, int lane, int valid) {

@@ -27,7 +27,7 @@ struct Teams {
 };
 
 // Items of many lists shared out among the warps of all blocks, one after another over the blocks so that few items meet many
-// multiprocessors. `first`: the warp number in this grid; lists follow each other without a gap.
+// multiprocessors. Lists follow each other without a gap.
 class WarpShare {
 public:
     __device__ WarpShare(int block, int blocks) : next_(block + static_cast<int>(threadIdx.x / 32) * blocks), warps_(blocks * (block_threads / 32)) {}

@@ -1,5 +1,5 @@
 // The ring of expert loads: recording a pass, and adding up the window.
-#include "launch.hpp"
+#include "common/load.cuh"
 
 #include <algorithm>
 
@@ -68,12 +68,7 @@ __global__ void __launch_bounds__(window_threads) sum_kernel(const SumParams par
 }  // namespace
 
 Result load_load_window() {
-    for (const void *kernel : {reinterpret_cast<const void *>(&record_kernel), reinterpret_cast<const void *>(&next_pass_kernel),
-                               reinterpret_cast<const void *>(&sum_kernel)}) {
-        cudaFuncAttributes attributes;
-        if (cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return load_each({address_of(&record_kernel), address_of(&next_pass_kernel), address_of(&sum_kernel)});
 }
 
 Result record_load(const RecordParams &params, CUstream_st *stream) {

@@ -1,6 +1,7 @@
 // Which copy of its expert each token takes. Round robin and hashed are one kernel. By capacity there are three: tokens are counted
 // in segments, the counts become each segment's first number and the copies' shares, and each segment numbers its tokens. All
 // of it is in the order of tokens, so the result is that of the host, whatever the number of blocks.
+#include "common/load.cuh"
 #include "eplb/copies.hpp"
 
 #include <algorithm>
@@ -186,12 +187,7 @@ __global__ void __launch_bounds__(32) number_kernel(const RouteParams params) {
 }  // namespace
 
 Result load_route() {
-    for (const void *kernel : {reinterpret_cast<const void *>(&choose_kernel), reinterpret_cast<const void *>(&count_kernel),
-                               reinterpret_cast<const void *>(&split_kernel), reinterpret_cast<const void *>(&number_kernel)}) {
-        cudaFuncAttributes attributes;
-        if (cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return load_each({address_of(&choose_kernel), address_of(&count_kernel), address_of(&split_kernel), address_of(&number_kernel)});
 }
 
 Result route(const RouteParams &params, CUstream_st *stream) {

@@ -2,6 +2,7 @@
 // token's number and the rank's place among the token's distinct ranks, and mark it as arrived; or send it as packets, where it
 // came as packets. The others add: they wait for the rows of one token after another and add them in rank order in fp32. Rows of
 // our own tokens that our own experts worked on are read where they are.
+#include "common/load.cuh"
 #include "common/packets.cuh"
 #include "common/start.cuh"
 
@@ -21,8 +22,6 @@ struct Shared {
     uint32_t epoch;
     int32_t tokens;
 };
-
-__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
 
 // The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
 __device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
@@ -237,15 +236,6 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
     }
 }
 
-// A vector from where only accesses of `width` bytes are allowed.
-__device__ __forceinline__ uint4 load_vector(const unsigned char *at, int width) {
-    if (width == 16) return *reinterpret_cast<const uint4 *>(at);
-    uint32_t words[4] = {};
-#pragma unroll
-    for (int byte = 0; byte < 16; ++byte) words[byte / 4] |= uint32_t{at[byte]} << (byte % 4 * 8);
-    return {words[0], words[1], words[2], words[3]};
-}
-
 // Few tokens, of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
 template <class T>
 __device__ void add_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
@@ -348,11 +338,7 @@ Kernel choose(int32_t value_type) {
 }  // namespace
 
 Result load_combine() {
-    for (int32_t value_type : {value_f32, value_f16, value_bf16}) {
-        cudaFuncAttributes attributes;
-        if (cudaError_t error = cudaFuncGetAttributes(&attributes, choose(value_type)); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return load_each({address_of(choose(value_f32)), address_of(choose(value_f16)), address_of(choose(value_bf16))});
 }
 
 Result combine(const CombineParams &params, const Launch &launch) {

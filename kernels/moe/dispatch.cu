@@ -2,6 +2,7 @@
 // the receiver's warps turn into rows. Many tokens: each block routes its share of the tokens, stores their rows into the planes
 // of the distinct ranks, and adds the number of rows to a counter at each of them. Every source chooses for itself; its count word
 // says which.
+#include "common/load.cuh"
 #include "common/packets.cuh"
 #include "common/start.cuh"
 #include "moe/routing.cuh"
@@ -17,8 +18,6 @@ struct Shared {
     Routes routes;
     uint32_t epoch;
 };
-
-__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
 
 __device__ __forceinline__ int64_t row_of(const Workspace &ws, int32_t source, int32_t slot) { return int64_t{source} * ws.capacity + slot; }
 
@@ -419,13 +418,7 @@ constexpr int least_blocks = 16;  // rows to receive may be many where own token
 }  // namespace
 
 Result load_dispatch() {
-    for (int ids_bytes : {4, 8}) {
-        for (int ranks : {1, max_cuda_ranks}) {
-            cudaFuncAttributes attributes;
-            if (cudaError_t error = cudaFuncGetAttributes(&attributes, choose(ids_bytes, ranks)); error != cudaSuccess) return error;
-        }
-    }
-    return cudaSuccess;
+    return load_each({address_of(choose(4, 1)), address_of(choose(4, max_cuda_ranks)), address_of(choose(8, 1)), address_of(choose(8, max_cuda_ranks))});
 }
 
 Result dispatch(const DispatchParams &params, const Launch &launch) {

@@ -1,4 +1,5 @@
 // Pieces of the gathering manager around NCCL's collectives: padding, masking and moving rows.
+#include "common/load.cuh"
 #include "common/rows.cuh"
 
 #include <algorithm>
@@ -59,12 +60,7 @@ unsigned grid_for(int64_t items, int each) { return static_cast<unsigned>(std::c
 }  // namespace
 
 Result load_gather() {
-    for (const void *kernel : {reinterpret_cast<const void *>(&gather_ids_kernel), reinterpret_cast<const void *>(&mask_ids_kernel),
-                               reinterpret_cast<const void *>(&copy_rows_kernel)}) {
-        cudaFuncAttributes attributes;
-        if (cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return load_each({address_of(&gather_ids_kernel), address_of(&mask_ids_kernel), address_of(&copy_rows_kernel)});
 }
 
 Result gather_ids(const GatherIds &params, CUstream_st *stream) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <numeric>
 #include <utility>
 
 namespace moelink::eplb {
@@ -43,6 +44,12 @@ std::vector<double> lower_bounds(const Cluster &cluster, std::span<const double>
         bounds[step] = std::max(even, heap.front().first);
     }
     return bounds;
+}
+
+double even_time(const Cluster &cluster, std::span<const double> load) {
+    double speed = 0;
+    for (double slowness : cluster.slowness) speed += 1 / slowness;
+    return std::accumulate(load.begin(), load.end(), 0.0) / speed;
 }
 
 }  // namespace moelink::eplb

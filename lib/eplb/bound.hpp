@@ -12,4 +12,7 @@ namespace moelink::eplb {
 // allow, if each copy could have the fastest ranks.
 std::vector<double> lower_bounds(const Cluster &cluster, std::span<const double> load);
 
+// Time if all speeds were fully used, summed over steps.
+double even_time(const Cluster &cluster, std::span<const double> load);
+
 }  // namespace moelink::eplb

@@ -10,10 +10,10 @@ namespace moelink::eplb {
 namespace {
 
 // Where the parts begin, in int32 elements.
-struct Layout {
+struct Parts {
     uint64_t slots, offsets, segment_counts, totals, shares, end;  // phy2log begins at 0
 
-    explicit Layout(const Shape &shape) {
+    explicit Parts(const Shape &shape) {
         const auto experts = static_cast<uint64_t>(shape.experts);
         slots = shape.all_slots();
         offsets = slots + shape.all_slots();
@@ -33,16 +33,16 @@ struct DeviceMap::Tables {
     std::vector<int32_t> offsets;  // [layers, experts + 1]
 };
 
-uint64_t DeviceMap::bytes(const Shape &shape) { return Layout(shape).end * sizeof(int32_t); }
+uint64_t DeviceMap::bytes(const Shape &shape) { return Parts(shape).end * sizeof(int32_t); }
 
 DeviceMap::DeviceMap(const Group &group, const Shape &shape, const int32_t *phy2log)
     : shape_(shape), device_(group), ordinal_(group.on_cuda() ? group.ordinal() : -1) {
     const Tables tables = make_tables(0, shape.layers, phy2log);
     memory_ = Buffer(device_, bytes(shape));
-    const Layout layout(shape_);
+    const Parts parts(shape_);
     device_.write(part(0), phy2log, shape.all_slots() * sizeof(int32_t));
-    device_.write(part(layout.slots), tables.slots.data(), tables.slots.size() * sizeof(int32_t));
-    device_.write(part(layout.offsets), tables.offsets.data(), tables.offsets.size() * sizeof(int32_t));
+    device_.write(part(parts.slots), tables.slots.data(), tables.slots.size() * sizeof(int32_t));
+    device_.write(part(parts.offsets), tables.offsets.data(), tables.offsets.size() * sizeof(int32_t));
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
         check_launch(kernels::cuda::load_kernels(), "loading the kernels");
@@ -50,25 +50,23 @@ DeviceMap::DeviceMap(const Group &group, const Shape &shape, const int32_t *phy2
 }
 
 kernels::CopyTable DeviceMap::table() const {
-    const Layout layout(shape_);
-    return {shape_.experts, shape_.slots, shape_.ranks, 0, part(0), part(layout.offsets), part(layout.slots)};
+    const Parts parts(shape_);
+    return {shape_.experts, shape_.slots, shape_.ranks, 0, part(0), part(parts.offsets), part(parts.slots)};
 }
 
 DeviceMap::Tables DeviceMap::make_tables(int32_t first_layer, int32_t layers, const int32_t *phy2log) const {
-    Shape some = shape_;
-    some.layers = layers;
+    Shape one = shape_;
+    one.layers = 1;
     const auto experts = static_cast<size_t>(shape_.experts);
     const auto slots = static_cast<size_t>(shape_.slots);
-    Tables tables{std::vector<int32_t>(some.all_slots(), 0), std::vector<int32_t>(static_cast<size_t>(layers) * (experts + 1), 0)};
+    Tables tables{std::vector<int32_t>(static_cast<size_t>(layers) * slots, 0),
+                  std::vector<int32_t>(static_cast<size_t>(layers) * (experts + 1), 0)};
     std::vector<int32_t> next(experts);
     for (int32_t layer = 0; layer < layers; ++layer) {
         const int32_t *map = phy2log + static_cast<size_t>(layer) * slots;
         int32_t *offsets = tables.offsets.data() + static_cast<size_t>(layer) * (experts + 1);
+        check_map(one, map, "phy2log", first_layer + layer);
         for (size_t slot = 0; slot < slots; ++slot) {
-            if (map[slot] < -1 || map[slot] >= shape_.experts) {
-                fail(MOELINK_ERR_INVALID_ARGUMENT, "phy2log has {} in layer {}, slot {}; it must be -1 or one of {} experts", map[slot],
-                     first_layer + layer, slot, shape_.experts);
-            }
             if (map[slot] >= 0) ++offsets[map[slot] + 1];
         }
         for (size_t expert = 0; expert < experts; ++expert) {
@@ -95,12 +93,12 @@ void DeviceMap::update(int32_t first_layer, int32_t layers, const int32_t *phy2l
     if (phy2log == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "phy2log is NULL");
     if (device_.capturing(stream)) fail(MOELINK_ERR_INVALID_STATE, "the stream is being captured; a map is updated outside of graphs");
     const Tables tables = make_tables(first_layer, layers, phy2log);
-    const Layout layout(shape_);
+    const Parts parts(shape_);
     const uint64_t first_slot = static_cast<uint64_t>(first_layer) * static_cast<uint64_t>(shape_.slots);
     const uint64_t first_offset = static_cast<uint64_t>(first_layer) * (static_cast<uint64_t>(shape_.experts) + 1);
     device_.write_async(part(first_slot), phy2log, tables.slots.size() * sizeof(int32_t), stream);
-    device_.write_async(part(layout.slots + first_slot), tables.slots.data(), tables.slots.size() * sizeof(int32_t), stream);
-    device_.write_async(part(layout.offsets + first_offset), tables.offsets.data(), tables.offsets.size() * sizeof(int32_t), stream);
+    device_.write_async(part(parts.slots + first_slot), tables.slots.data(), tables.slots.size() * sizeof(int32_t), stream);
+    device_.write_async(part(parts.offsets + first_offset), tables.offsets.data(), tables.offsets.size() * sizeof(int32_t), stream);
 }
 
 void DeviceMap::route(const moelink_eplb_route_args *given, moelink_stream stream) {
@@ -126,7 +124,7 @@ void DeviceMap::route(const moelink_eplb_route_args *given, moelink_stream strea
         fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL with {} tokens", args.logical_ids == nullptr ? "logical_ids" : "physical_ids",
              args.num_tokens);
     }
-    const Layout layout(shape_);
+    const Parts parts(shape_);
     kernels::RouteParams params{};
     params.table = table().layer(args.layer);
     static_assert(MOELINK_EPLB_ROUND_ROBIN == int{kernels::route_round_robin} && MOELINK_EPLB_HASHED == int{kernels::route_hashed} &&
@@ -141,9 +139,9 @@ void DeviceMap::route(const moelink_eplb_route_args *given, moelink_stream strea
     params.seed = args.seed;
     params.room = args.rank_room;
     params.slot_counts = args.slot_counts;
-    params.segment_counts = part(layout.segment_counts);
-    params.totals = part(layout.totals);
-    params.shares = part(layout.shares);
+    params.segment_counts = part(parts.segment_counts);
+    params.totals = part(parts.totals);
+    params.shares = part(parts.shares);
     if (!device_.on_cuda()) return kernels::host::route(params);
     DeviceGuard guard(device_);
     check_launch(kernels::cuda::route(params, stream), "choosing copies");

@@ -3,6 +3,7 @@
 #include "base/error.hpp"
 #include "eplb/bound.hpp"
 #include "eplb/home.hpp"
+#include "eplb/maps.hpp"
 
 #include <algorithm>
 #include <map>
@@ -96,10 +97,8 @@ private:
 }  // namespace
 
 double map_time(const Cluster &cluster, std::span<const double> load, std::span<const int32_t> active) {
-    std::vector<int> counts(size_t(cluster.experts), 0);
-    for (int32_t expert : active) {
-        if (expert >= 0) ++counts[size_t(expert)];
-    }
+    std::vector<int32_t> counts(static_cast<size_t>(cluster.experts));
+    count_copies(active, counts);
     size_t steps = size_t(cluster.steps);
     for (size_t i = 0; i < load.size(); ++i) {
         if (load[i] > 0 && counts[i / steps] == 0) return -1;
@@ -124,9 +123,7 @@ LayerFigures rate_layer(const Request &request, int layer, std::span<const int32
     std::vector<double> bounds = lower_bounds(cluster, load);
     std::vector<int32_t> fresh = request.to_active(phy2log);
     LayerFigures figures;
-    double speed = 0;
-    for (double slowness : cluster.slowness) speed += 1 / slowness;
-    figures.even = std::accumulate(load.begin(), load.end(), 0.0) / speed;
+    figures.even = even_time(cluster, load);
     figures.result.bound = std::accumulate(bounds.begin(), bounds.end(), 0.0);
     figures.result.time_after = map_time(cluster, load, fresh);
     if (figures.result.time_after < 0) {

@@ -11,7 +11,7 @@ namespace moelink::eplb {
 // One layer's figures, and those that moelink_eplb_layer_result has no room for.
 struct LayerFigures {
     moelink_eplb_layer_result result = {};
-    double even = 0;  // time if all speeds were fully used, summed over steps
+    double even = 0;  // even_time
     int64_t node_copies = 0;
     int32_t largest_pair = 0;
     bool changed = false;

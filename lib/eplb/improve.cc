@@ -33,8 +33,7 @@ Move relieve_by_two(const Layout &layout, Search &search, int rank) {
     for (const Move &first : search.shift(rank)) {
         if (cluster.late()) break;
         Layout between = layout;
-        for (int i = 0; i < first.count; ++i) between.set(first.writes[size_t(i)].first, first.writes[size_t(i)].second);
-        between.refresh();
+        apply(first, between);
         Search next(between, search);
         int hot = 0;
         for (int other = 1; other < cluster.ranks; ++other) {
@@ -51,8 +50,7 @@ Move relieve_by_two(const Layout &layout, Search &search, int rank) {
     return best;
 }
 
-}  // namespace
-
+// Copies that must cross ranks to make the layout from home.
 int64_t count_crossing(const Layout &layout, const Home &home) {
     int64_t copies = 0;
     for (int slot = 0; slot < layout.cluster().slots(); ++slot) {
@@ -71,9 +69,15 @@ double count_cost(const Layout &layout, const Home &home) {
     return cost;
 }
 
+}  // namespace
+
+Option state_of(size_t writes, const Layout &layout, const Home &home, const Home &origin) {
+    return {writes, layout.peak(), count_cost(layout, home), count_crossing(layout, origin)};
+}
+
 Trail improve(Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals) {
     Trail trail;
-    trail.options.push_back({0, layout.peak(), count_cost(layout, home), count_crossing(layout, *rules.origin)});
+    trail.options.push_back(state_of(0, layout, home, *rules.origin));
     Search search(layout, home, rules, goals);
     // Excess falls with every move, so the way ends by itself; this only bounds the time of a long one.
     for (int moves = 4 * layout.cluster().slots(); moves > 0; --moves) {
@@ -92,12 +96,9 @@ Trail improve(Layout &layout, const Home &home, const Rules &rules, std::span<co
             if (!hot.empty()) move = relieve_by_two(layout, search, hot.front());
         }
         if (move.count == 0) break;
-        for (int i = 0; i < move.count; ++i) {
-            layout.set(move.writes[size_t(i)].first, move.writes[size_t(i)].second);
-            trail.log.push_back(move.writes[size_t(i)]);
-        }
-        layout.refresh();
-        trail.options.push_back({trail.log.size(), layout.peak(), count_cost(layout, home), count_crossing(layout, *rules.origin)});
+        apply(move, layout);
+        trail.log.insert(trail.log.end(), move.writes.begin(), move.writes.begin() + move.count);
+        trail.options.push_back(state_of(trail.log.size(), layout, home, *rules.origin));
     }
     return trail;
 }

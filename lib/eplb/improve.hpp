@@ -24,9 +24,8 @@ struct Trail {
     bool late = false;                         // the deadline came first
 };
 
-// Copies that must cross ranks to make the layout from home.
-int64_t count_crossing(const Layout &layout, const Home &home);
-double count_cost(const Layout &layout, const Home &home);
+// A layout as a state: costs count from home, copies from origin.
+Option state_of(size_t writes, const Layout &layout, const Home &home, const Home &origin);
 
 // Moves until every rank is at its goal ([steps]) in every step, or no move helps a slowest rank. Leaves layout at the last option.
 Trail improve(Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals);

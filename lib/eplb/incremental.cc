@@ -26,6 +26,7 @@ public:
             // Copies are free from scratch, so that a plan made so should leave little to do.
             fine_goals_.push_back(bound * (1 + (input.target - 1) / 2));
         }
+        worth_ = input.move_cost * even_time(cluster_, input.load);
         rules_.origin = &origin_;
         rules_.fixed = input.fixed;
     }
@@ -92,8 +93,7 @@ private:
                 fail(MOELINK_ERR_INVALID_ARGUMENT, "{} leave no slot{} for expert {}, which has none",
                      cluster_.zones > 1 ? "pins or inactive ranks" : "pins", cluster_.zones > 1 ? " of its group's node" : "", expert);
             }
-            now.set(move.writes[0].first, move.writes[0].second);
-            now.refresh();
+            apply(move, now);
         }
         return !missing.empty();
     }
@@ -132,7 +132,7 @@ private:
         } else {
             plan_.start = now.slots();
         }
-        plan_.options.push_back({plan_.log.size(), now.peak(), count_cost(now, origin_), count_crossing(now, origin_)});
+        plan_.options.push_back(state_of(plan_.log.size(), now, origin_, origin_));
         now.assign(settle_slots());
         while (advance(now)) {
         }
@@ -160,7 +160,7 @@ private:
                 places.emplace_back(trail, i);
             }
         }
-        size_t chosen = choose(options, input_.move_cost * mean_time());
+        size_t chosen = choose(options, worth_);
         auto [trail, last] = places[chosen];
         take(trails[trail], last);
         if (trail == 2) {
@@ -207,7 +207,7 @@ private:
     // First as many copies of each expert as a plan from scratch would make, wherever they do least harm, then moves.
     Trail recount(const Layout &start, const Home &home) {
         Trail trail;
-        trail.options.push_back({0, start.peak(), count_cost(start, home), count_crossing(start, origin_)});
+        trail.options.push_back(state_of(0, start, home, origin_));
         Layout now = start;
         std::vector<int> counts = scratch_counts(start, rules_);
         for (;;) {
@@ -226,8 +226,7 @@ private:
                 counts[size_t(neediest)] = now.count(neediest);
                 continue;
             }
-            now.set(move.writes[0].first, move.writes[0].second);
-            now.refresh();
+            apply(move, now);
             trail.log.push_back(move.writes[0]);
         }
         size_t settled = trail.log.size();
@@ -249,14 +248,14 @@ private:
             anew_zone_ = rules.zone;
         }
         Trail trail;
-        trail.options.push_back({0, start.peak(), count_cost(start, home), count_crossing(start, origin_)});
+        trail.options.push_back(state_of(0, start, home, origin_));
         Layout fresh(cluster_, input_.load);
         fresh.assign(anew_);
         if (!pairs_allow(fresh)) return trail;
         for (int slot = 0; slot < cluster_.slots(); ++slot) {
             if (start.slots()[size_t(slot)] != anew_[size_t(slot)]) trail.log.emplace_back(slot, anew_[size_t(slot)]);
         }
-        trail.options.push_back({trail.log.size(), fresh.peak(), count_cost(fresh, home), count_crossing(fresh, origin_)});
+        trail.options.push_back(state_of(trail.log.size(), fresh, home, origin_));
         return trail;
     }
 
@@ -271,13 +270,6 @@ private:
         return true;
     }
 
-    double mean_time() const {
-        double load = std::accumulate(input_.load.begin(), input_.load.end(), 0.0);
-        double speed = 0;
-        for (double slowness : cluster_.slowness) speed += 1 / slowness;
-        return load / speed;
-    }
-
     const LayerInput &input_;
     const Cluster &cluster_;
     Layout before_;
@@ -285,6 +277,7 @@ private:
     Rules rules_;
     bool keeps_rules_ = false;  // the previous map, which a plan from scratch was asked for in place of
     double bound_ = 0;
+    double worth_ = 0;  // what a copy of cost 1 must save
     std::vector<double> goals_, fine_goals_;
     std::vector<int32_t> anew_;  // the plan from scratch, once there is one
     std::vector<int> anew_zone_;

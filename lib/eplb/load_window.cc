@@ -15,10 +15,10 @@ constexpr int32_t largest_window = 65536;
 constexpr size_t exchange_counts = size_t{1} << 17;  // that one round of the group carries from each rank
 
 // Where a model's parts begin, in int64 elements. The number of passes has a line of its own.
-struct Layout {
+struct Parts {
     uint64_t logical, ranks, counts, end;
 
-    Layout(const Shape &shape, int32_t window) {
+    Parts(const Shape &shape, int32_t window) {
         const uint64_t rows = static_cast<uint64_t>(window) * static_cast<uint64_t>(shape.layers);
         logical = 16;
         if (__builtin_mul_overflow(rows, static_cast<uint64_t>(shape.experts), &ranks) ||
@@ -51,7 +51,7 @@ void LoadWindow::check_window(int32_t window) {
 
 uint64_t LoadWindow::bytes(const Shape &shape, int32_t window) {
     check_window(window);
-    return (Layout(shape, window).end + sums_of(shape, 1)) * sizeof(int64_t);
+    return (Parts(shape, window).end + sums_of(shape, 1)) * sizeof(int64_t);
 }
 
 int32_t LoadWindow::add(Ref<DeviceMap> map) {
@@ -62,7 +62,7 @@ int32_t LoadWindow::add(Ref<DeviceMap> map) {
     }
     const Shape &shape = map->shape();
     Model model;
-    model.memory = Buffer(device_, Layout(shape, window_).end * sizeof(int64_t));
+    model.memory = Buffer(device_, Parts(shape, window_).end * sizeof(int64_t));
     model.sums_bytes = sums_of(shape, 1) * sizeof(int64_t);
     model.sums = Buffer(device_, model.sums_bytes);
     model.map = std::move(map);
@@ -78,10 +78,10 @@ LoadWindow::Model &LoadWindow::find(int32_t model) {
 }
 
 kernels::LoadRing LoadWindow::ring(const Model &model) const {
-    const Layout layout(model.map->shape(), window_);
+    const Parts parts(model.map->shape(), window_);
     auto *base = model.memory.as<int64_t>();
     return {model.map->table(),          model.map->shape().layers, window_,
-            model.memory.as<uint64_t>(), base + layout.logical,     base + layout.ranks};
+            model.memory.as<uint64_t>(), base + parts.logical,     base + parts.ranks};
 }
 
 void LoadWindow::record(int32_t index, int64_t *counts, uint32_t flags, moelink_stream stream) {
@@ -102,7 +102,7 @@ void LoadWindow::record(int32_t index, int64_t *counts, uint32_t flags, moelink_
         if (device_.capturing(stream)) {
             fail(MOELINK_ERR_INVALID_STATE, "the stream is being captured; counts on the host cannot be recorded in a graph");
         }
-        params.counts = model.memory.as<int64_t>() + Layout(model.map->shape(), window_).counts;
+        params.counts = model.memory.as<int64_t>() + Parts(model.map->shape(), window_).counts;
         device_.write_async(params.counts, counts, model.map->shape().all_slots() * sizeof(int64_t), stream);
     }
     check_launch(kernels::cuda::record_load(params, stream), "recording loads");

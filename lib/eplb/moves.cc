@@ -21,6 +21,11 @@ std::vector<double> least_costs(const Cluster &cluster, const Home &home) {
 
 }  // namespace
 
+void apply(const Move &move, Layout &layout) {
+    for (int i = 0; i < move.count; ++i) layout.set(move.writes[size_t(i)].first, move.writes[size_t(i)].second);
+    layout.refresh();
+}
+
 Search::Search(const Layout &layout, const Home &home, const Rules &rules, std::span<const double> goals, std::vector<double> least)
     : layout_(layout),
       cluster_(layout.cluster()),

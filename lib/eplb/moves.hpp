@@ -27,6 +27,8 @@ struct Move {
     double cost = 0;                                // may be negative: an expert comes home
 };
 
+void apply(const Move &move, Layout &layout);
+
 // Looks for the move that removes most excess for its cost. The excess of a rank is the square of its time above the goal, summed over
 // steps: squares, because only the slowest rank counts in the end.
 class Search {

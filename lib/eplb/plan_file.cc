@@ -33,23 +33,12 @@ PlanFile load_plan(const char *path) {
     PlanFile plan;
     Shape &shape = plan.shape;
     // The larger size first, so that each line can be judged alone.
-    auto size = [&](const char *name, int64_t most, int *out, int of = 0) {
-        reader.need_line(name);
-        reader.need_word(name);
-        const size_t at = reader.column();
-        *out = static_cast<int>(reader.need_integer(name, 1, most));
-        if (of != 0 && of % *out != 0) {
-            reader.set_column(at);
-            reader.fail_here("{} {} do not divide {} evenly", *out, name, of);
-        }
-        reader.need_end();
-    };
-    size("layers", MOELINK_EPLB_MAX_LAYERS, &shape.layers);
-    size("experts", MOELINK_EPLB_MAX_EXPERTS, &shape.experts);
-    size("slots", MOELINK_EPLB_MAX_SLOTS, &shape.slots);
-    size("ranks", MOELINK_EPLB_MAX_RANKS, &shape.ranks, shape.slots);
-    size("nodes", shape.ranks, &shape.nodes, shape.ranks);
-    size("groups", shape.experts, &shape.groups, shape.experts);
+    shape.layers = reader.need_size("layers", MOELINK_EPLB_MAX_LAYERS);
+    shape.experts = reader.need_size("experts", MOELINK_EPLB_MAX_EXPERTS);
+    shape.slots = reader.need_size("slots", MOELINK_EPLB_MAX_SLOTS);
+    shape.ranks = reader.need_size("ranks", MOELINK_EPLB_MAX_RANKS, shape.slots);
+    shape.nodes = reader.need_size("nodes", shape.ranks, shape.ranks);
+    shape.groups = reader.need_size("groups", shape.experts, shape.experts);
     for (int layer = 0; layer < shape.layers; ++layer) {
         reader.need_line("a map");
         reader.need_word("map");

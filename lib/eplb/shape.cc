@@ -31,11 +31,11 @@ Shape read_shape(const moelink_eplb_shape *given) {
     return {read.layers, read.experts, read.slots, read.ranks, read.nodes, read.groups, read.threads};
 }
 
-void check_map(const Shape &shape, const int32_t *phy2log, const char *name) {
+void check_map(const Shape &shape, const int32_t *phy2log, const char *name, int first_layer) {
     for (size_t i = 0; i < shape.all_slots(); ++i) {
         if (phy2log[i] < -1 || phy2log[i] >= shape.experts) {
             fail(MOELINK_ERR_INVALID_ARGUMENT, "{} has {} in layer {}, slot {}; it must be -1 or one of {} experts", name, phy2log[i],
-                 i / size_t(shape.slots), i % size_t(shape.slots), shape.experts);
+                 size_t(first_layer) + i / size_t(shape.slots), i % size_t(shape.slots), shape.experts);
         }
     }
 }

@@ -32,7 +32,7 @@ Shape read_shape(const moelink_eplb_shape *given);
 // One size of a call that takes no shape.
 void check_size(int32_t value, int32_t largest, const char *name);
 
-// Every id of phy2log [layers, slots] is an expert or -1.
-void check_map(const Shape &shape, const int32_t *phy2log, const char *name);
+// Every id of phy2log [layers, slots] is an expert or -1. Errors count layers from first_layer.
+void check_map(const Shape &shape, const int32_t *phy2log, const char *name, int first_layer = 0);
 
 }  // namespace moelink::eplb

@@ -101,6 +101,19 @@ int64_t TextReader::need_integer(const char *name, int64_t least, int64_t most) 
     return value;
 }
 
+int TextReader::need_size(const char *name, int64_t most, int of) {
+    need_line(name);
+    need_word(name);
+    const size_t at = column_;
+    const int size = static_cast<int>(need_integer(name, 1, most));
+    if (of != 0 && of % size != 0) {
+        column_ = at;
+        fail_here("{} {} do not divide {} evenly", size, name, of);
+    }
+    need_end();
+    return size;
+}
+
 double TextReader::need_load(char separator) {
     const std::string_view word = take(separator);
     double value = -1;

@@ -28,6 +28,8 @@ public:
     bool skip_word(std::string_view word);
     void need_word(std::string_view word);
     int64_t need_integer(const char *name, int64_t least, int64_t most);
+    // The next line: a name and a size of 1 .. most that divides `of`, if that is given.
+    int need_size(const char *name, int64_t most, int of = 0);
     // A load: finite, 0 or more. `separator` ends it.
     double need_load(char separator);
     // The place in the line, from 0; an error is at the one last set.

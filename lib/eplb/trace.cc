@@ -65,14 +65,8 @@ void Trace::save(const char *path) const {
 
 void Trace::read(TextReader &reader) {
     reader.need_kind(kind, version);
-    auto size = [&](const char *name, int64_t most, int32_t *out) {
-        reader.need_line(name);
-        reader.need_word(name);
-        *out = static_cast<int32_t>(reader.need_integer(name, 1, most));
-        reader.need_end();
-    };
-    size("layers", MOELINK_EPLB_MAX_LAYERS, &layers_);
-    size("experts", MOELINK_EPLB_MAX_EXPERTS, &experts_);
+    layers_ = reader.need_size("layers", MOELINK_EPLB_MAX_LAYERS);
+    experts_ = reader.need_size("experts", MOELINK_EPLB_MAX_EXPERTS);
     for (;;) {
         reader.need_line("a step or the checksum");
         if (!reader.skip_word("step")) break;

@@ -3,9 +3,8 @@
 #include "base/error.hpp"
 #include "base/log.hpp"
 
-#include <chrono>
-
 #include <algorithm>
+#include <chrono>
 
 #include <asio/ip/v6_only.hpp>
 #include <asio/read.hpp>

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <unistd.h>
+
 namespace moelink {
 
 enum RendezvousFrame : uint32_t {

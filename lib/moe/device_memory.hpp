@@ -94,7 +94,6 @@ private:
 // A manager's fault words. They outlive every workspace, so that a graph captured over an old one finds out in time.
 class Faults {
 public:
-
     explicit Faults(const Device &device);
     ~Faults();
     Faults(const Faults &) = delete;

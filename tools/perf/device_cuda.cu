@@ -5,18 +5,13 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda_status.cuh"
 #include "device.hpp"
 #include "launches.cuh"
 
 namespace perf {
 
 namespace {
-
-void check(cudaError_t status, const char *what) {
-    if (status != cudaSuccess) {
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
-    }
-}
 
 __device__ float load_value(const float *row, int column) {
     return row[column];

@@ -8,15 +8,11 @@
 #include <string>
 #include <utility>
 
+#include "cuda_status.cuh"
+
 namespace perf {
 
 namespace {
-
-void check(cudaError_t status, const char *what) {
-    if (status != cudaSuccess) {
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
-    }
-}
 
 // The kernels belong to the library's own copy of the runtime, so the driver is asked; it is not linked.
 template <class Function>

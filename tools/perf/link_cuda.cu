@@ -4,17 +4,12 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cuda_status.cuh"
 #include "link.hpp"
 
 namespace perf {
 
 namespace {
-
-void check(cudaError_t status, const char *what) {
-    if (status != cudaSuccess) {
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
-    }
-}
 
 constexpr int copy_threads = 1024;
 constexpr int rounds = 7;
