@@ -81,7 +81,7 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
         teams.sync();
         if (teams.lane == 0) {
             stagger();
-            fence();
+            fence<Site::combine_push>();
             stagger();
             store_relaxed(part<uint32_t>(shared.peers[source], ws.layout.arrived) + place, shared.epoch);
         }
@@ -195,7 +195,7 @@ __device__ __forceinline__ bool await_token(const Workspace &ws, const TokenRows
     const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place_of(ws, token, lane);
     if (!await(ws, rows.ranks[lane], phase_combine, [&] { return load_relaxed(mark) == epoch; })) return false;
     stagger();
-    load_acquire(mark);
+    acquire<Site::combine_await>(mark);
     return true;
 }
 
@@ -209,10 +209,11 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
     const int64_t packs = static_cast<int64_t>(params.row_bytes / sizeof(P));
     for (int64_t token = int64_t{teams.team} * blocks + block; token < shared.tokens; token += int64_t{blocks} * teams.count) {
         const TokenRows rows(params, token);
+        const unsigned char *plane = ws.mine + ws.layout.combine + place_of(ws, token, 0) * params.row_bytes;
+        if (teams.lane < rows.distinct) touch(plane + static_cast<uint64_t>(teams.lane) * params.row_bytes, params.row_bytes);
         // A wait that fails leaves a fault behind, and every later one fails at once; what is added then is of no use to anyone.
         await_token(ws, rows, token, teams.lane, shared.epoch);
         teams.sync();
-        const unsigned char *plane = ws.mine + ws.layout.combine + place_of(ws, token, 0) * params.row_bytes;
         P *out = reinterpret_cast<P *>(params.output + static_cast<uint64_t>(token) * params.output_stride);
         for (int64_t at = teams.lane; at < packs; at += int64_t{teams.width} * steps) {
             Sum<T, Count> sum[steps];
@@ -269,6 +270,7 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
                 const TileAt packets = tile_at(ws, ws.mine, place, tile);
                 const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
                 bool marked = false;
+                touch(ws.mine + ws.layout.combine + place * params.row_bytes + vector_at(tile, lane, 0) * 16, valid > 0 ? 16 : 0);
                 stagger();
                 if (!await(ws, rows.ranks[j], phase_combine, [&] {
                         if (take_piece(packets, lane, valid, shared.epoch, &piece)) return true;
@@ -277,7 +279,7 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
                     return;
                 }
                 if (marked) {
-                    load_acquire(mark);
+                    acquire<Site::combine_fallback>(mark);
                     piece = load_piece(ws.mine + ws.layout.combine + place * params.row_bytes, tile, lane, valid);
                 }
             }

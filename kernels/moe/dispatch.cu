@@ -332,7 +332,7 @@ __device__ void count_rows(const Workspace &ws, const Shared &shared) {
     const int32_t rows = shared.routes.next[rank] - shared.routes.before[rank];
     if (rows == 0) return;
     stagger();
-    fence();
+    fence<Site::dispatch_count>();
     stagger();
     add_relaxed(&(part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank)->dispatch_rows, static_cast<uint64_t>(rows));
 }
@@ -349,9 +349,11 @@ __device__ bool await_source(const DispatchParams &params, const Blocks &blocks,
     shared.counts[source] = count;
     shared.filled[source] = filled;
     if ((!rows && !blocks.looks_after(source)) || (count & packets_bit) != 0) return true;
+    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blockIdx.x)) * params.payloads[0].plane_stride,
+          blockIdx.x < rows_in(count) ? params.payloads[0].row_bytes : 0);
     if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
     stagger();
-    load_acquire(&line->dispatch_rows);
+    acquire<Site::dispatch_await>(&line->dispatch_rows);
     return true;
 }
 
