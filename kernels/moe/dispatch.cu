@@ -248,6 +248,7 @@ class Arrival {
 public:
     __device__ Arrival(int rows, int shares) : rows_(rows), shares_(rows > batch_tokens ? shares : 1) {}
 
+    __device__ __forceinline__ bool many() const { return shares_ > 1; }
     __device__ __forceinline__ int places() const { return (rows_ + shares_ - 1) / shares_ * shares_; }
 
     // -1: no row.
@@ -291,9 +292,11 @@ __device__ void receive_packets(const DispatchParams &params, const Blocks &bloc
             }
             const Payload &payload = params.payloads[at.payload];
             const TileAt tile = at.at(params, from);
+            Look look;
             Piece piece;
             stagger();
-            if (!await(ws, source, phase_dispatch, [&] { return take_piece(tile, lane, at.valid, shared.epoch, &piece); })) return;
+            look.load(tile, lane, at.valid);
+            if (!await_piece(ws, source, phase_dispatch, tile, lane, at.valid, shared.epoch, arrival.many(), look, &piece)) return;
             const Target target(ws, payload, row);
             store_piece(target.row, at.tile, lane, at.valid, piece, target.width);
         });
