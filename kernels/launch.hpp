@@ -21,12 +21,13 @@ inline constexpr int max_payloads = 16;
 inline constexpr int max_cuda_ranks = 128;
 inline constexpr int near_ranks = 16;  // ranks whose addresses travel in the kernel's parameters
 
-// Packets: few rows travel as 16-byte words of 12 bytes of data and a tag (the epoch), each written and read as one access, so
-// that no fence and no flag stand between a row and its use. A tile of a row is 96 vectors of 16 bytes in 128 packets.
-inline constexpr int max_packet_rows = 96;  // rows that a rank may send to another as packets
+// Packets: rows travel as 16-byte words, each written and read as one access, so that no fence and no flag stand between a row and
+// its use. A tile of a row is 96 vectors of 16 bytes, each a word, and a few words beside them.
+inline constexpr int max_packet_rows = 2048;  // rows that a rank may send to another as packets
+inline constexpr uint64_t packet_word = 16;
 inline constexpr uint64_t packet_tile_data = 1536;
-inline constexpr uint64_t packet_tile_bytes = 2048;
-inline constexpr uint64_t packet_routing_bytes = 512;  // one packet an id, weight and half of the row's origin
+inline constexpr uint64_t packet_tile_beside = 5 * packet_word;  // the vectors' topmost bits; scales, where rows are quantised
+inline constexpr uint64_t packet_routing_bytes = 512;  // one word an id, weight and half of the row's origin
 MOELINK_BOTH inline constexpr uint64_t packet_tiles(uint64_t row_bytes) { return (row_bytes + packet_tile_data - 1) / packet_tile_data; }
 inline constexpr uint32_t packets_bit = 1u << 31;  // in the value of a count word: the round's rows come as packets
 
@@ -50,6 +51,9 @@ struct RowOrigin {
     int32_t token;
     int32_t distinct;
 };
+
+// Epochs count rounds of a slot, from 1: 0 is what cleared words hold.
+MOELINK_BOTH inline uint32_t next_epoch(uint32_t epoch) { return epoch == UINT32_MAX ? 1 : epoch + 1; }
 
 // Where one of a token's rows was sent: row `slot` of this rank's part of the rank's planes.
 struct RowPlace {
@@ -117,8 +121,8 @@ struct SlotLayout {
     uint64_t origins;      // RowOrigin [ranks, capacity]
     uint64_t own_rows;     // OwnRow [capacity]: CUDA
     uint64_t arrived;      // uint32 [capacity, max_distinct]: epoch of the row in the combine plane: CUDA
-    uint64_t dispatch_packets;  // bytes [ranks, packet_rows, dispatch_packet_bytes]
-    uint64_t combine_packets;   // bytes [packet_rows, max_distinct, combine_packet_bytes]
+    uint64_t dispatch_packets;  // bytes [ranks, packet_rows, dispatch_packet_bytes]: routing, what stands beside tiles, vectors
+    uint64_t combine_packets;   // bytes [packet_rows, max_distinct, combine_packet_bytes]: what stands beside tiles, vectors
     uint64_t planes[max_payloads];  // bytes [ranks, capacity, plane_stride]
     uint64_t combine;      // bytes [capacity, max_distinct, combine_row_bytes]
     uint64_t bytes;        // of one slot
@@ -183,7 +187,7 @@ struct Workspace {
     int32_t packet_rows;   // tokens up to which rows may travel as packets; 0 on the host
     uint32_t dispatch_packet_bytes;  // of one row
     uint32_t combine_packet_bytes;
-    int32_t reserved;
+    uint32_t combine_packet_vectors;  // offset in a row's packets
     ExpertRanks owners;
     uint64_t timeout_ns;
     uint64_t generation;
@@ -205,8 +209,10 @@ struct Payload {
     uint64_t output_stride;
     int32_t width;             // widest access [bytes] that source, plane and row_bytes allow: 16, 8, 4, 2, 1
     int32_t output_width;
-    uint32_t packets;          // offset in a row's packets
+    uint32_t packet_beside;    // offset in a row's packets of what stands beside tiles
+    uint32_t packet_vectors;
     uint32_t tiles;            // of a row
+    uint32_t reserved;
 };
 
 struct DispatchParams {

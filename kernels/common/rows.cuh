@@ -46,9 +46,9 @@ private:
     int warps_;
 };
 
-// Share of `total` of this block: [begin, end), in order of blocks, the first blocks one more.
-__device__ __forceinline__ int64_t share_begin(int32_t total, int32_t block) {
-    const int32_t blocks = gridDim.x, each = total / blocks;
+// Where a block's share of `total` begins; it ends where the next block's does. The first blocks have one more.
+__device__ __forceinline__ int64_t share_begin(int32_t total, int32_t block, int32_t blocks) {
+    const int32_t each = total / blocks;
     return int64_t{each} * block + min(block, total - each * blocks);
 }
 

@@ -53,16 +53,21 @@ __device__ __forceinline__ const unsigned char *input_row(const CombineParams &p
 
 // --- pushing ------------------------------------------------------------------------------------------------------------------
 
-// Rows in turn from all sources, so that the first tokens of every rank are whole first.
+// Most rows that another rank gets back as packets, or into its plane.
+__device__ __forceinline__ int32_t most_rows(const Workspace &ws, bool packets, const Shared &shared) {
+    int32_t most = 0;
+    for (int i = 0; i < ws.ranks - 1; ++i) {
+        const uint32_t count = shared.counts[other_at(ws, i)];
+        if (((count & packets_bit) != 0) == packets) most = max(most, rows_in(count));
+    }
+    return most;
+}
+
+// Rows in turn from all sources, so that the first tokens of every rank are whole first; packets likewise.
 __device__ void push_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int others = ws.ranks - 1;
-    int32_t most = 0;
-    for (int i = 0; i < others; ++i) {
-        const uint32_t count = shared.counts[other_at(ws, i)];
-        if ((count & packets_bit) == 0) most = max(most, rows_in(count));
-    }
-    const int64_t end = int64_t{most} * others;
+    const int64_t end = int64_t{most_rows(ws, false, shared)} * others;
     const RowTeams teams(end, blocks);
     for (int64_t item = int64_t{teams.team} * blocks + block; item < end; item += int64_t{blocks} * teams.count) {
         const int32_t source = other_at(ws, static_cast<int32_t>(item % others));
@@ -83,25 +88,26 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
     }
 }
 
+__device__ __forceinline__ TileAt tile_at(const Workspace &ws, unsigned char *at, uint64_t place, int tile) {
+    return {at + ws.layout.combine_packets + place * ws.combine_packet_bytes, 0, ws.combine_packet_vectors, tile};
+}
+
 __device__ void push_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
     const Workspace &ws = params.workspace;
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32, others = ws.ranks - 1;
     const int row_tiles = static_cast<int>(packet_tiles(params.row_bytes));
-    for (int i = 0; i < ws.ranks - 1; ++i) {
-        const int32_t source = other_at(ws, i);
+    const int most = most_rows(ws, true, shared);
+    share.each(most * others * row_tiles, [&](int item) {
+        const int turn = item / row_tiles, tile = item - turn * row_tiles, row = turn / others;
+        const int32_t source = other_at(ws, turn - row * others);
         const uint32_t count = shared.counts[source];
-        if ((count & packets_bit) == 0) continue;
-        share.each(rows_in(count) * row_tiles, [&](int item) {
-            const int row = item / row_tiles, tile = item % row_tiles;
-            const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
-            const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
-            const Piece piece = load_piece(input_row(params, source, row), tile, lane, valid);
-            stagger();
-            send_piece(shared.peers[source] + ws.layout.combine_packets + place_of(ws, origin.token, origin.distinct) * ws.combine_packet_bytes +
-                           tile * packet_tile_bytes,
-                       lane, valid, piece, shared.epoch);
-        });
-    }
+        if ((count & packets_bit) == 0 || row >= rows_in(count)) return;
+        const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
+        const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
+        const Piece piece = load_piece(input_row(params, source, row), tile, lane, valid);
+        stagger();
+        send_piece(tile_at(ws, shared.peers[source], place_of(ws, origin.token, origin.distinct), tile), lane, valid, piece, shared.epoch);
+    });
 }
 
 // That we have come to this combine, to every rank. Nothing needs to come before: rows have marks or tags of their own.
@@ -237,7 +243,7 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
     }
 }
 
-// Few tokens, of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
+// Tokens of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
 template <class T>
 __device__ void add_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
     constexpr int values = 16 / sizeof(T);
@@ -261,7 +267,7 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
                 piece = own;
             } else {
                 const uint64_t place = place_of(ws, token, j);
-                const unsigned char *packets = ws.mine + ws.layout.combine_packets + place * ws.combine_packet_bytes + tile * packet_tile_bytes;
+                const TileAt packets = tile_at(ws, ws.mine, place, tile);
                 const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
                 bool marked = false;
                 touch(ws.mine + ws.layout.combine + place * params.row_bytes + vector_at(tile, lane, 0) * 16, valid > 0 ? 16 : 0);

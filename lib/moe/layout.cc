@@ -31,7 +31,7 @@ uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : 
 
 // Tokens up to which rows may travel as packets: what their place costs in all slots is bounded.
 int32_t choose_packet_rows(uint64_t capacity, uint64_t slots, uint64_t ranks, uint64_t distinct, uint64_t dispatch_row, uint64_t combine_row) {
-    constexpr uint64_t most_bytes = uint64_t{64} << 20;
+    constexpr uint64_t most_bytes = uint64_t{128} << 20;
     const uint64_t row = slots * (ranks * dispatch_row + distinct * combine_row);
     return static_cast<int32_t>(std::min({uint64_t{kernels::max_packet_rows}, capacity, most_bytes / row}));
 }
@@ -70,16 +70,18 @@ WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
         result.plane_strides.push_back(plane_stride(config.payload_row_bytes[p]));
         slot.planes[p] = cursor.take({r, capacity, result.plane_strides[p]});
     }
-    uint64_t dispatch_row = packet_routing_bytes;
+    Cursor dispatch_row, combine_row;
+    dispatch_row.take({packet_routing_bytes});
     for (uint64_t row_bytes : config.payload_row_bytes) {
-        result.packet_offsets.push_back(static_cast<uint32_t>(dispatch_row));
-        dispatch_row += packet_tiles(row_bytes) * packet_tile_bytes;
+        result.packet_beside.push_back(static_cast<uint32_t>(dispatch_row.take({packet_tiles(row_bytes), packet_tile_beside})));
+        result.packet_vectors.push_back(static_cast<uint32_t>(dispatch_row.take({row_bytes})));
     }
-    const uint64_t combine_row = packet_tiles(config.combine_row_bytes) * packet_tile_bytes;
-    if (on_cuda && dispatch_row <= UINT32_MAX && combine_row <= UINT32_MAX) {
-        result.packet_rows = choose_packet_rows(capacity, static_cast<uint64_t>(config.slots), r, distinct, dispatch_row, combine_row);
-        result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row);
-        result.combine_packet_bytes = static_cast<uint32_t>(combine_row);
+    combine_row.take({packet_tiles(config.combine_row_bytes), packet_tile_beside});
+    result.combine_packet_vectors = static_cast<uint32_t>(combine_row.take({config.combine_row_bytes}));
+    if (on_cuda && dispatch_row.at() <= UINT32_MAX && combine_row.at() <= UINT32_MAX) {
+        result.packet_rows = choose_packet_rows(capacity, static_cast<uint64_t>(config.slots), r, distinct, dispatch_row.at(), combine_row.at());
+        result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row.at());
+        result.combine_packet_bytes = static_cast<uint32_t>(combine_row.at());
     }
     const auto packet_rows = static_cast<uint64_t>(result.packet_rows);
     slot.dispatch_packets = cursor.take({r, packet_rows, result.dispatch_packet_bytes});

@@ -81,6 +81,7 @@ void OneSided::prepare(uint64_t generation) {
         ws.packet_rows = layout_.packet_rows;
         ws.dispatch_packet_bytes = layout_.dispatch_packet_bytes;
         ws.combine_packet_bytes = layout_.combine_packet_bytes;
+        ws.combine_packet_vectors = layout_.combine_packet_vectors;
         ws.timeout_ns = config_.timeout_ns;
         ws.generation = generation;
         ws.anchor = faults_.anchor();
@@ -167,7 +168,8 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.output_stride = output.row_stride;
         payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes | payload.plane_stride);
         payload.output_width = kernels::access_width(bits(output.data) | output.row_stride);
-        payload.packets = layout_.packet_offsets[i];
+        payload.packet_beside = layout_.packet_beside[i];
+        payload.packet_vectors = layout_.packet_vectors[i];
         payload.tiles = static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
         params.row_tiles += payload.tiles;
         shape.add(rows.row_bytes);
