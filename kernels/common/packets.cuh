@@ -118,16 +118,16 @@ __device__ __forceinline__ bool take_piece(const TileAt &at, int lane, int valid
     for (int i = 0; i < piece_vectors; ++i) {
         if (i >= valid) continue;
         packets[i] = load_packet(at.vectors + (i * 32 + lane) * packet_word);
-        all = all && (packets[i].tag & come_bit) != 0;
+        all = all && (left_out<Site::packet_come> || (packets[i].tag & come_bit) != 0);
     }
     const Packet bits = load_packet(at.bits);
-    if (!all || bits.tag != epoch) return false;
+    if (!all || (!left_out<Site::packet_bits> && bits.tag != epoch)) return false;
 #pragma unroll
     for (int i = 0; i < piece_vectors; ++i) {
         if (i >= valid) continue;
         const uint32_t bit = bits.data[i] >> lane << 31;
         piece->vector[i] = {packets[i].data[0], packets[i].data[1], packets[i].data[2], (packets[i].tag & ~come_bit) | bit};
-        store_packet(at.vectors + (i * 32 + lane) * packet_word, {});
+        if constexpr (!left_out<Site::packet_clear>) store_packet(at.vectors + (i * 32 + lane) * packet_word, {});
     }
     return true;
 }

@@ -280,7 +280,7 @@ __device__ void receive_packets(const DispatchParams &params, const Blocks &bloc
                 Packet packet{};
                 const bool came = lane >= max(ws.top_k, 2) || await(ws, source, phase_dispatch, [&] {
                     packet = load_packet(from + lane * packet_word);
-                    return packet.tag == shared.epoch;
+                    return left_out<Site::packet_routing> || packet.tag == shared.epoch;
                 });
                 const RowOrigin origin = {static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 0)),
                                           static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 1))};
@@ -349,8 +349,8 @@ __device__ bool await_source(const DispatchParams &params, const Blocks &blocks,
     shared.counts[source] = count;
     shared.filled[source] = filled;
     if ((!rows && !blocks.looks_after(source)) || (count & packets_bit) != 0) return true;
-    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blockIdx.x)) * params.payloads[0].plane_stride,
-          blockIdx.x < rows_in(count) ? params.payloads[0].row_bytes : 0);
+    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blocks.receiver)) * params.payloads[0].plane_stride,
+          params.payload_count > 0 && blocks.receiver < rows_in(count) ? params.payloads[0].row_bytes : 0);
     if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
     stagger();
     acquire<Site::dispatch_await>(&line->dispatch_rows);
