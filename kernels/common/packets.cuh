@@ -32,7 +32,7 @@ __device__ __forceinline__ Packet load_packet(const unsigned char *at) {
 }
 
 // The rows that a count word's value names.
-__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
+__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~(packets_bit | packets_back_bit)); }
 
 inline constexpr int piece_vectors = 3;
 inline constexpr int tile_vectors = 32 * piece_vectors;
@@ -125,16 +125,16 @@ struct Look {
 
     // True when all had come; then they are taken.
     __device__ __forceinline__ bool take(const TileAt &at, int lane, int valid, uint32_t epoch, Piece *piece) const {
-        bool all = bits.tag == epoch;
+        bool all = left_out<Site::packet_bits> || bits.tag == epoch;
 #pragma unroll
-        for (int i = 0; i < piece_vectors; ++i) all = all && (i >= valid || (vectors[i].tag & come_bit) != 0);
+        for (int i = 0; i < piece_vectors; ++i) all = all && (left_out<Site::packet_come> || i >= valid || (vectors[i].tag & come_bit) != 0);
         if (!all) return false;
 #pragma unroll
         for (int i = 0; i < piece_vectors; ++i) {
             if (i >= valid) continue;
             const uint32_t bit = bits.data[i] >> lane << 31;
             piece->vector[i] = {vectors[i].data[0], vectors[i].data[1], vectors[i].data[2], (vectors[i].tag & ~come_bit) | bit};
-            store_packet(at.vectors + (i * 32 + lane) * packet_word, {});
+            if constexpr (!left_out<Site::packet_clear>) *reinterpret_cast<uint4 *>(at.vectors + (i * 32 + lane) * packet_word) = {};
         }
         return true;
     }

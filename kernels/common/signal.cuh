@@ -41,8 +41,8 @@ __device__ __forceinline__ uint32_t load_relaxed(const uint32_t *at) {
     return value;
 }
 
-// The places that order depends on. -Dkernel_defines=MOELINK_WITHOUT_FENCE=NAME leaves out one of them, or all, to see that stress
-// tests notice.
+// The places that order depends on: fences, acquires, and what packets have in their stead.
+// -Dkernel_defines=MOELINK_WITHOUT_FENCE=NAME leaves out one of them, or all, to see that stress tests notice.
 enum class Site {
     none,
     all,
@@ -51,6 +51,10 @@ enum class Site {
     combine_push,      // fence: a row in the plane before its mark
     combine_await,     // acquire: a row's mark before the row
     combine_fallback,  // acquire: the same, where packets were as likely
+    packet_come,       // look: a vector has come before it is taken
+    packet_bits,       // look: the bits beside a tile are of this round
+    packet_clear,      // store: a vector that was taken is cleared
+    packet_routing,    // look: a word of routing is of this round
 };
 
 #ifndef MOELINK_WITHOUT_FENCE

@@ -19,7 +19,7 @@ constexpr int many_tokens = 128;   // so many that most warps wait for packets
 
 struct Shared {
     unsigned char *peers[max_cuda_ranks];
-    uint32_t counts[max_cuda_ranks];  // rows received from each rank; packets_bit: they go back as packets
+    uint32_t counts[max_cuda_ranks];  // rows received from each rank; packets_back_bit: they go back as packets
     uint32_t epoch;
     int32_t tokens;
 };
@@ -59,7 +59,7 @@ __device__ __forceinline__ int32_t most_rows(const Workspace &ws, bool packets, 
     int32_t most = 0;
     for (int i = 0; i < ws.ranks - 1; ++i) {
         const uint32_t count = shared.counts[other_at(ws, i)];
-        if (((count & packets_bit) != 0) == packets) most = max(most, rows_in(count));
+        if (((count & packets_back_bit) != 0) == packets) most = max(most, rows_in(count));
     }
     return most;
 }
@@ -74,7 +74,7 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
         const int32_t source = other_at(ws, static_cast<int32_t>(item % others));
         const int64_t row = item / others;
         const uint32_t count = shared.counts[source];
-        if ((count & packets_bit) != 0 || row >= rows_in(count)) continue;
+        if ((count & packets_back_bit) != 0 || row >= rows_in(count)) continue;
         const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
         const uint64_t place = place_of(ws, origin.token, origin.distinct);
         copy_row(teams.width, teams.lane, input_row(params, source, row), shared.peers[source] + ws.layout.combine + place * params.row_bytes,
@@ -111,7 +111,7 @@ __device__ void push_packets(const CombineParams &params, WarpShare share, const
         },
         [&](int item, const Row &row) {
             const uint32_t count = shared.counts[row.source];
-            if ((count & packets_bit) == 0 || row.row >= rows_in(count)) return;
+            if ((count & packets_back_bit) == 0 || row.row >= rows_in(count)) return;
             const int tile = item % row_tiles, valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
             const Piece piece = load_piece(input_row(params, row.source, row.row), tile, lane, valid);
             stagger();
@@ -349,10 +349,10 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
         if (ws.ranks > near_ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
         const uint32_t count = part<uint32_t>(ws.mine, ws.layout.received)[threadIdx.x];
         const bool as_packets = params.push_width == 16 || threadIdx.x == ws.rank;
-        shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_bit;
+        shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_back_bit;
     }
     if (__syncthreads_or(fault)) return;
-    const int blocks = gridDim.x, pushers = max(1, blocks / 2);
+    const int blocks = gridDim.x, pushers = max(1, blocks / 4);
     const int block = blockIdx.x;
     if (block < pushers) {
         if (block == pushers - 1) announce(params, shared);
@@ -363,7 +363,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     const int adder = block - (blocks > 1 ? pushers : 0), adders = blocks > 1 ? blocks - pushers : 1;
     // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
     if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
-    if ((shared.counts[ws.rank] & packets_bit) != 0 && params.row_bytes % 16 == 0) {
+    if ((shared.counts[ws.rank] & packets_back_bit) != 0 && params.row_bytes % 16 == 0) {
         add_packets<T>(params, WarpShare(adder, adders), shared);
     } else if (params.reduce_width == 16) {
         add_rows<T, 16 / sizeof(T)>(params, adder, adders, shared);

@@ -19,6 +19,9 @@ struct Shared {
     uint32_t epoch;
 };
 
+// Of blocks that send packets while others receive: those are the slower.
+__device__ __forceinline__ int sending_part(int blocks) { return max(1, blocks / 3); }
+
 // What the blocks do, for one rank's number of tokens.
 struct Blocks {
     bool packets;
@@ -29,10 +32,10 @@ struct Blocks {
 
     __device__ Blocks(const DispatchParams &params, int32_t tokens) {
         const int blocks = gridDim.x, block = blockIdx.x;
-        packets = params.packets != 0 && tokens <= params.workspace.packet_rows;
+        packets = params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows;
         together = packets && tokens <= batch_tokens;
         const bool apart = packets && !together && blocks > 1;
-        senders = apart ? blocks / 2 : blocks;
+        senders = apart ? sending_part(blocks) : blocks;
         receivers = apart ? blocks - senders : blocks;
         receiver = apart ? block - senders : block;
     }
@@ -166,7 +169,7 @@ __device__ __forceinline__ int payload_of(const DispatchParams &params, int *til
 }
 
 __device__ __forceinline__ unsigned char *packets_of(const Workspace &ws, unsigned char *at, int32_t source, int32_t slot) {
-    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
+    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.dispatch_packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
 }
 
 // A warp's part of a row with its payloads: a tile of a payload, or the routing.
@@ -270,7 +273,7 @@ __device__ void receive_packets(const DispatchParams &params, const Blocks &bloc
     for (int32_t source = 0; source < ws.ranks; ++source) {
         const uint32_t count = shared.counts[source];
         if (source == ws.rank || (count & packets_bit) == 0) continue;
-        const Arrival arrival(rows_in(count), max(1, static_cast<int>(gridDim.x) / 2));
+        const Arrival arrival(rows_in(count), sending_part(gridDim.x));
         share.each(arrival.places() * row_tiles, [&](int item) {
             const RowTile at(params, item, lane);
             const int slot = arrival.slot(at.row);
@@ -281,7 +284,7 @@ __device__ void receive_packets(const DispatchParams &params, const Blocks &bloc
                 Packet packet{};
                 const bool came = lane >= max(ws.top_k, 2) || await(ws, source, phase_dispatch, [&] {
                     packet = load_packet(from + lane * packet_word);
-                    return packet.tag == shared.epoch;
+                    return left_out<Site::packet_routing> || packet.tag == shared.epoch;
                 });
                 const RowOrigin origin = {static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 0)),
                                           static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 1))};
@@ -315,7 +318,8 @@ __device__ void announce(const DispatchParams &params, int32_t tokens, bool pack
         SourceLine *line = part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank;
         const uint32_t rows = static_cast<uint32_t>(shared.routes.next[rank]);
         store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
-        store_relaxed(&line->dispatch_count, tagged(shared.epoch, rows | (packets ? packets_bit : 0u)));
+        store_relaxed(&line->dispatch_count,
+                      tagged(shared.epoch, rows | (packets ? packets_bit : 0u) | (tokens <= ws.combine_packet_rows ? packets_back_bit : 0u)));
         if (packets) add_relaxed(&line->dispatch_rows, uint64_t{rows});
         part<int32_t>(ws.mine, ws.layout.send_counts)[rank] = static_cast<int32_t>(rows);
     }
@@ -352,8 +356,8 @@ __device__ bool await_source(const DispatchParams &params, const Blocks &blocks,
     shared.counts[source] = count;
     shared.filled[source] = filled;
     if ((!rows && !blocks.looks_after(source)) || (count & packets_bit) != 0) return true;
-    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blockIdx.x)) * params.payloads[0].plane_stride,
-          blockIdx.x < rows_in(count) ? params.payloads[0].row_bytes : 0);
+    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blocks.receiver)) * params.payloads[0].plane_stride,
+          params.payload_count > 0 && blocks.receiver < rows_in(count) ? params.payloads[0].row_bytes : 0);
     if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
     stagger();
     acquire<Site::dispatch_await>(&line->dispatch_rows);
