@@ -284,17 +284,16 @@ __device__ __forceinline__ bool await_row(const CombineParams &params, int32_t r
 }
 
 // Tokens of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
-template <class T>
+template <class T, bool many>
 __device__ void add_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
     constexpr int values = 16 / sizeof(T);
-    constexpr int ahead = 2;  // rows in flight
+    constexpr int ahead = many ? 2 : 1;  // rows in flight
     using P = Pack<T, values>;
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32;
     const int row_tiles = static_cast<int>(packet_tiles(params.row_bytes));
-    const bool many = shared.tokens > many_tokens;
     auto rows_of = [&](int item) { return TokenRows(params, item / row_tiles); };
-    share.each(shared.tokens * row_tiles, rows_of, [&](int item, const TokenRows &rows) {
+    auto add = [&](int item, const TokenRows &rows) {
         const int token = item / row_tiles, tile = item - token * row_tiles;
         const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
         const unsigned char *own_input = rows.own_input(params);
@@ -332,7 +331,12 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
             const P pack = sum[i].rounded();
             if (i < valid) store_vector(out + vector_at(tile, lane, i) * 16, reinterpret_cast<const uint4 &>(pack), params.reduce_width);
         }
-    });
+    };
+    if constexpr (many) {
+        share.each(shared.tokens * row_tiles, rows_of, add);
+    } else {
+        share.each(shared.tokens * row_tiles, [&](int item) { add(item, rows_of(item)); });
+    }
 }
 
 template <class T>
@@ -364,7 +368,8 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
     if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
     if ((shared.counts[ws.rank] & packets_back_bit) != 0 && params.row_bytes % 16 == 0) {
-        add_packets<T>(params, WarpShare(adder, adders), shared);
+        const WarpShare share(adder, adders);
+        shared.tokens > many_tokens ? add_packets<T, true>(params, share, shared) : add_packets<T, false>(params, share, shared);
     } else if (params.reduce_width == 16) {
         add_rows<T, 16 / sizeof(T)>(params, adder, adders, shared);
     } else {
