@@ -24,6 +24,9 @@ struct Shared {
     int32_t tokens;
 };
 
+// Of blocks that push while others add. Packets are the faster to push, and the slower to add.
+__device__ __forceinline__ int pushing_part(int blocks, bool packets) { return max(1, blocks / (packets ? 4 : 2)); }
+
 // The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
 __device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
 
@@ -357,7 +360,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
         shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_back_bit;
     }
     if (__syncthreads_or(fault)) return;
-    const int blocks = gridDim.x, pushers = max(1, blocks / 4);
+    const int blocks = gridDim.x, pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0);
     const int block = blockIdx.x;
     if (block < pushers) {
         if (block == pushers - 1) announce(params, shared);

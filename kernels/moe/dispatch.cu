@@ -121,11 +121,24 @@ __device__ void send_routing(const DispatchParams &params, int64_t begin, int to
     }
 }
 
+// A team's first vectors of a payload, loaded while the routes are found.
+struct FirstRows {
+    Batch<uint4> batch;
+
+    __device__ __forceinline__ void load(const Payload &payload, int64_t begin, int tokens) {
+        const Teams teams(tokens);
+        if (payload.width != 16 || teams.team >= tokens) return;
+        batch.load(payload.source + static_cast<uint64_t>(begin + teams.team) * payload.source_stride, teams.lane,
+                   static_cast<int64_t>(payload.row_bytes / sizeof(uint4)), teams.width);
+    }
+};
+
 // The rows of one payload: read once, stored once for every distinct rank.
-__device__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const Shared &shared) {
+__device__ __forceinline__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready, const Shared &shared) {
     const Teams teams(tokens);
     with_width(payload.width, [=, &ws, &payload, &shared](auto vector) {
         using V = decltype(vector);
+        bool is_ready = sizeof(V) == sizeof(uint4) && ready != nullptr;
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
             const int distinct = shared.routes.distinct[local];
@@ -133,7 +146,11 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
                 Batch<V> batch;
-                batch.load(from, first, count, teams.width);
+                if constexpr (sizeof(V) == sizeof(uint4)) {
+                    if (is_ready) batch = ready->batch;
+                }
+                if (!is_ready) batch.load(from, first, count, teams.width);
+                is_ready = false;
                 for (int j = 0; j < distinct; ++j) {
                     const Destination to = shared.routes.to[local][j];
                     batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,
@@ -405,7 +422,8 @@ __device__ __noinline__ void copy_out(const DispatchParams &params, int receiver
 
 // Sends the rows of a block's tokens, batch by batch. The first batch is found already.
 template <class Id, int Words>
-__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<false> &blocks, int32_t all, int64_t begin, int64_t end, FirstTile &first_tile, Shared &shared) {
+__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<false> &blocks, int32_t all, int64_t begin, int64_t end, const FirstTile &first_tile, const FirstRows &first_rows,
+                                     Shared &shared) {
     const Workspace &ws = params.workspace;
     int64_t first = begin;
     do {
@@ -421,11 +439,13 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
         if (blocks.packets) {
             send_packets<Id>(params, first, count, first_tile, blocks.together ? WarpShare(blockIdx.x, gridDim.x) : WarpShare(0, 1), shared);
         } else {
-        #pragma unroll 1
-    for (int p = 0; p < params.payload_count; ++p) {
-                if (params.payloads[p].row_bytes > 0) send_payload(ws, params.payloads[p], first, count, shared);
+            send_routing<Id>(params, first, count, shared);  // first, because few warps have it to do
+#pragma unroll 1
+            for (int p = 0; p < params.payload_count; ++p) {
+                if (params.payloads[p].row_bytes > 0) {
+                    send_payload(ws, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
+                }
             }
-            send_routing<Id>(params, first, count, shared);
         }
         first += count;
         if (first < end || !blocks.packets) __syncthreads();
@@ -435,8 +455,8 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
 
 // The same of tokens that every block routes.
 template <class Id, int Words>
-__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, FirstTile &first_tile,
-                                     Shared &shared) {
+__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, const FirstTile &first_tile,
+                                     const FirstRows &, Shared &shared) {
     number_batch<Words>(params.workspace.ranks, all, shared.routes);
     __syncthreads();
     advance(params.workspace.ranks, shared.routes);
@@ -468,6 +488,10 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     } else if (item < tokens * static_cast<int>(params.row_tiles)) {
         first_tile.piece = first_tile.at.load(params, first_tile.at.row, lane);
     }
+    FirstRows first_rows;
+    if (!few && !blocks.packets && params.payload_count > 0) {
+        first_rows.load(params.payloads[0], begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)));
+    }
     if (blocks.sends()) {
         find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
         if (!few && begin > 0) {
@@ -484,7 +508,7 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
             sum_before(ws.ranks, shared.routes);
             __syncthreads();
         }
-        send<Id, Words>(params, blocks, tokens, begin, end, first_tile, shared);
+        send<Id, Words>(params, blocks, tokens, begin, end, first_tile, first_rows, shared);
     }
     if (blocks.receiver < 0) return;
 
