@@ -127,7 +127,7 @@ void OneSided::choose_launch(const Deadline &deadline) {
 }
 
 kernels::cuda::Launch OneSided::launch(int32_t tokens, moelink_stream stream) const {
-    constexpr int32_t most_early = 512;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
+    constexpr int32_t most_early = 2048;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
     return {blocks_, tokens, early_ && tokens <= most_early, stream};
 }
 
