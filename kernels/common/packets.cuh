@@ -32,7 +32,7 @@ __device__ __forceinline__ Packet load_packet(const unsigned char *at) {
 }
 
 // The rows that a count word's value names.
-__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~packets_bit); }
+__device__ __forceinline__ int32_t rows_in(uint32_t count) { return static_cast<int32_t>(count & ~(packets_bit | packets_back_bit)); }
 
 inline constexpr int piece_vectors = 3;
 inline constexpr int tile_vectors = 32 * piece_vectors;
@@ -110,26 +110,46 @@ __device__ __forceinline__ void send_piece(const TileAt &at, int lane, int valid
     if (lane == 0) store_packet(at.bits, bits);
 }
 
-// One look at a lane's vectors: true when all have come, and then they are taken.
-__device__ __forceinline__ bool take_piece(const TileAt &at, int lane, int valid, uint32_t epoch, Piece *piece) {
-    Packet packets[piece_vectors];
-    bool all = true;
+// What one look at a lane's vectors found.
+struct Look {
+    Packet vectors[piece_vectors];
+    Packet bits;
+
+    __device__ __forceinline__ void load(const TileAt &at, int lane, int valid) {
 #pragma unroll
-    for (int i = 0; i < piece_vectors; ++i) {
-        if (i >= valid) continue;
-        packets[i] = load_packet(at.vectors + (i * 32 + lane) * packet_word);
-        all = all && (left_out<Site::packet_come> || (packets[i].tag & come_bit) != 0);
+        for (int i = 0; i < piece_vectors; ++i) {
+            if (i < valid) vectors[i] = load_packet(at.vectors + (i * 32 + lane) * packet_word);
+        }
+        bits = load_packet(at.bits);
     }
-    const Packet bits = load_packet(at.bits);
-    if (!all || (!left_out<Site::packet_bits> && bits.tag != epoch)) return false;
+
+    // True when all had come; then they are taken.
+    __device__ __forceinline__ bool take(const TileAt &at, int lane, int valid, uint32_t epoch, Piece *piece) const {
+        bool all = left_out<Site::packet_bits> || bits.tag == epoch;
 #pragma unroll
-    for (int i = 0; i < piece_vectors; ++i) {
-        if (i >= valid) continue;
-        const uint32_t bit = bits.data[i] >> lane << 31;
-        piece->vector[i] = {packets[i].data[0], packets[i].data[1], packets[i].data[2], (packets[i].tag & ~come_bit) | bit};
-        if constexpr (!left_out<Site::packet_clear>) store_packet(at.vectors + (i * 32 + lane) * packet_word, {});
+        for (int i = 0; i < piece_vectors; ++i) all = all && (left_out<Site::packet_come> || i >= valid || (vectors[i].tag & come_bit) != 0);
+        if (!all) return false;
+#pragma unroll
+        for (int i = 0; i < piece_vectors; ++i) {
+            if (i >= valid) continue;
+            const uint32_t bit = bits.data[i] >> lane << 31;
+            piece->vector[i] = {vectors[i].data[0], vectors[i].data[1], vectors[i].data[2], (vectors[i].tag & ~come_bit) | bit};
+            if constexpr (!left_out<Site::packet_clear>) *reinterpret_cast<uint4 *>(at.vectors + (i * 32 + lane) * packet_word) = {};
+        }
+        return true;
     }
-    return true;
+};
+
+// Takes a lane's vectors when they have come. Where many warps wait (`many`), they look at one word a tile, so that they leave the
+// memory to those who write.
+__device__ __forceinline__ bool await_piece(const Workspace &ws, int32_t peer, Phase phase, const TileAt &at, int lane, int valid, uint32_t epoch,
+                                            bool many, Look look, Piece *piece) {
+    if (look.take(at, lane, valid, epoch, piece)) return true;
+    if (many && !await(ws, peer, phase, [&] { return load_packet(at.bits).tag == epoch; })) return false;
+    return await(ws, peer, phase, [&] {
+        look.load(at, lane, valid);
+        return look.take(at, lane, valid, epoch, piece);
+    });
 }
 
 }  // namespace moelink::kernels::cuda

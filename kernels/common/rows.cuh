@@ -41,6 +41,18 @@ public:
         next_ -= count;
     }
 
+    // body(item, ahead(item)), of which ahead is called one item early, so that what it loads is there in time.
+    template <class Ahead, class Body>
+    __device__ __forceinline__ void each(int count, Ahead &&ahead, Body &&body) {
+        if (next_ >= count) return;
+        auto coming = ahead(next_);
+        for (int item = next_; item < count; item += warps_) {
+            const auto now = coming;
+            coming = ahead(min(item + warps_, count - 1));
+            body(item, now);
+        }
+    }
+
 private:
     int next_;
     int warps_;

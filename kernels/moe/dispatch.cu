@@ -19,6 +19,9 @@ struct Shared {
     uint32_t epoch;
 };
 
+// Of blocks that send packets while others receive: those are the slower.
+__device__ __forceinline__ int sending_part(int blocks) { return max(1, blocks / 3); }
+
 // What the blocks do, for one rank's number of tokens.
 struct Blocks {
     bool packets;
@@ -29,10 +32,10 @@ struct Blocks {
 
     __device__ Blocks(const DispatchParams &params, int32_t tokens) {
         const int blocks = gridDim.x, block = blockIdx.x;
-        packets = params.packets != 0 && tokens <= params.workspace.packet_rows;
+        packets = params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows;
         together = packets && tokens <= batch_tokens;
         const bool apart = packets && !together && blocks > 1;
-        senders = apart ? blocks / 2 : blocks;
+        senders = apart ? sending_part(blocks) : blocks;
         receivers = apart ? blocks - senders : blocks;
         receiver = apart ? block - senders : block;
     }
@@ -166,7 +169,7 @@ __device__ __forceinline__ int payload_of(const DispatchParams &params, int *til
 }
 
 __device__ __forceinline__ unsigned char *packets_of(const Workspace &ws, unsigned char *at, int32_t source, int32_t slot) {
-    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
+    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.dispatch_packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
 }
 
 // A warp's part of a row with its payloads: a tile of a payload, or the routing.
@@ -248,6 +251,7 @@ class Arrival {
 public:
     __device__ Arrival(int rows, int shares) : rows_(rows), shares_(rows > batch_tokens ? shares : 1) {}
 
+    __device__ __forceinline__ bool many() const { return shares_ > 1; }
     __device__ __forceinline__ int places() const { return (rows_ + shares_ - 1) / shares_ * shares_; }
 
     // -1: no row.
@@ -269,7 +273,7 @@ __device__ void receive_packets(const DispatchParams &params, const Blocks &bloc
     for (int32_t source = 0; source < ws.ranks; ++source) {
         const uint32_t count = shared.counts[source];
         if (source == ws.rank || (count & packets_bit) == 0) continue;
-        const Arrival arrival(rows_in(count), max(1, static_cast<int>(gridDim.x) / 2));
+        const Arrival arrival(rows_in(count), sending_part(gridDim.x));
         share.each(arrival.places() * row_tiles, [&](int item) {
             const RowTile at(params, item, lane);
             const int slot = arrival.slot(at.row);
@@ -291,9 +295,11 @@ __device__ void receive_packets(const DispatchParams &params, const Blocks &bloc
             }
             const Payload &payload = params.payloads[at.payload];
             const TileAt tile = at.at(params, from);
+            Look look;
             Piece piece;
             stagger();
-            if (!await(ws, source, phase_dispatch, [&] { return take_piece(tile, lane, at.valid, shared.epoch, &piece); })) return;
+            look.load(tile, lane, at.valid);
+            if (!await_piece(ws, source, phase_dispatch, tile, lane, at.valid, shared.epoch, arrival.many(), look, &piece)) return;
             const Target target(ws, payload, row);
             store_piece(target.row, at.tile, lane, at.valid, piece, target.width);
         });
@@ -312,7 +318,8 @@ __device__ void announce(const DispatchParams &params, int32_t tokens, bool pack
         SourceLine *line = part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank;
         const uint32_t rows = static_cast<uint32_t>(shared.routes.next[rank]);
         store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
-        store_relaxed(&line->dispatch_count, tagged(shared.epoch, rows | (packets ? packets_bit : 0u)));
+        store_relaxed(&line->dispatch_count,
+                      tagged(shared.epoch, rows | (packets ? packets_bit : 0u) | (tokens <= ws.combine_packet_rows ? packets_back_bit : 0u)));
         if (packets) add_relaxed(&line->dispatch_rows, uint64_t{rows});
         part<int32_t>(ws.mine, ws.layout.send_counts)[rank] = static_cast<int32_t>(rows);
     }

@@ -13,7 +13,7 @@ struct WorkspaceLayout {
     int32_t max_distinct = 0;
     std::vector<uint64_t> plane_strides;  // [bytes] from row to row, by payload
     std::vector<uint32_t> packet_beside, packet_vectors;  // [bytes] offsets of each payload's parts in a row's packets
-    int32_t packet_rows = 0;
+    int32_t dispatch_packet_rows = 0, combine_packet_rows = 0;
     uint32_t dispatch_packet_bytes = 0;  // of one row
     uint32_t combine_packet_bytes = 0;
     uint32_t combine_packet_vectors = 0;

@@ -78,7 +78,8 @@ void OneSided::prepare(uint64_t generation) {
         ws.top_k = config_.top_k;
         ws.capacity = config_.max_tokens;
         ws.max_distinct = layout_.max_distinct;
-        ws.packet_rows = layout_.packet_rows;
+        ws.dispatch_packet_rows = layout_.dispatch_packet_rows;
+        ws.combine_packet_rows = layout_.combine_packet_rows;
         ws.dispatch_packet_bytes = layout_.dispatch_packet_bytes;
         ws.combine_packet_bytes = layout_.combine_packet_bytes;
         ws.combine_packet_vectors = layout_.combine_packet_vectors;
@@ -105,9 +106,10 @@ void OneSided::reset(size_t slot) {
     const kernels::SlotLayout &layout = layout_.slot;
     unsigned char *mine = workspaces_[slot].mine;
     device_.clear(mine + layout.lines, layout.distinct - layout.lines);
-    const uint64_t rows = static_cast<uint64_t>(layout_.packet_rows);
-    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * rows * layout_.dispatch_packet_bytes);
-    device_.clear(mine + layout.combine_packets, rows * static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
+    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * static_cast<uint64_t>(layout_.dispatch_packet_rows) *
+                                                      layout_.dispatch_packet_bytes);
+    device_.clear(mine + layout.combine_packets, static_cast<uint64_t>(layout_.combine_packet_rows) *
+                                                     static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
     std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
 }
