@@ -197,7 +197,7 @@ __device__ bool take(uint4 *at, const uint4 &wanted) {
     for (;;) {
         const uint4 value = load_whole(at);
         if ((value.w & come_bit) != 0) {
-            store_whole(at, {0, 0, 0, 0});
+            *at = {0, 0, 0, 0};
             return same(value, wanted);
         }
         if (now_ns() - start > lost_ns) {
