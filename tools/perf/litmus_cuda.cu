@@ -63,7 +63,7 @@ struct Counters {
     uint32_t round; // of the programs that are many kernels
 };
 
-// One thread's wait until a word that counts up has reached a value.
+// One thread's wait until a word that counts up has reached a value. Relaxed.
 __device__ bool await(const uint32_t *at, uint32_t value, uint64_t timeout_ns, Counters *counters) {
     const uint64_t start = now_ns();
     while (static_cast<int32_t>(load_relaxed(at) - value) < 0) {
@@ -88,6 +88,27 @@ struct Litmus {
 };
 constexpr int line = 32;  // words
 
+// A block's word back to the writer of its instance, after all that the block did.
+__device__ void tell(const Litmus &litmus, uint32_t round, bool with_fence) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        if (with_fence) {
+            fence();
+        }
+        store_relaxed(litmus.acks + blockIdx.x * line, round);
+    }
+}
+
+// A writing block's wait for it; false: it did not come.
+__device__ bool heard(const Litmus &litmus, int instance, uint32_t round, bool with_acquire) {
+    const uint32_t *ack = litmus.acks + instance * line;
+    const bool late = threadIdx.x == 0 && !await(ack, round, litmus.timeout_ns, litmus.counters);
+    if (threadIdx.x == 0 && with_acquire) {
+        load_acquire(ack);
+    }
+    return __syncthreads_or(late) == 0;
+}
+
 __device__ uint4 value_of(uint32_t round, uint32_t index) {
     const uint32_t word = round * 0x9e3779b9u + index;
     return {word, word ^ 0x5bd1e995u, word + 77u, ~word};
@@ -102,7 +123,7 @@ __global__ void __launch_bounds__(threads) count_writer(const Litmus litmus) {
     const int instance = static_cast<int>(blockIdx.x) / writers;
     uint4 *mine = litmus.data + blockIdx.x * threads + threadIdx.x;
     for (uint32_t round = 1; round <= litmus.rounds; ++round) {
-        if (__syncthreads_or(threadIdx.x == 0 && !await(litmus.acks + instance * line, round - 1, litmus.timeout_ns, litmus.counters))) {
+        if (!heard(litmus, instance, round - 1, true)) {
             return;
         }
         *mine = value_of(round, blockIdx.x * threads + threadIdx.x);
@@ -140,10 +161,7 @@ __global__ void __launch_bounds__(threads) count_reader(const Litmus litmus) {
             const int index = w * threads + static_cast<int>(threadIdx.x);
             seen += same(all[index], value_of(round, (blockIdx.x * writers * threads) + index)) ? 0 : 1;
         }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            store_relaxed(litmus.acks + blockIdx.x * line, round);
-        }
+        tell(litmus, round, true);
     }
     atomicAdd(&litmus.counters->seen, seen);
     if (threadIdx.x == 0) {
@@ -191,16 +209,16 @@ __device__ uint4 vector_of(uint32_t round, uint32_t index) {
     return value;
 }
 
-// Takes a vector and clears it; false: it never came, or was not what was sent.
-__device__ bool take(uint4 *at, const uint4 &wanted) {
-    const uint64_t start = now_ns();
+// Takes a vector and clears it; false: it never came, or was not what was sent. Where many did not come there is no more waiting.
+__device__ bool take(uint4 *at, const uint4 &wanted, const Counters *counters) {
+    const uint64_t start = now_ns(), patience = *static_cast<const volatile unsigned long long *>(&counters->seen) < 20 ? lost_ns : 0;
     for (;;) {
         const uint4 value = load_whole(at);
         if ((value.w & come_bit) != 0) {
             *at = {0, 0, 0, 0};
             return same(value, wanted);
         }
-        if (now_ns() - start > lost_ns) {
+        if (now_ns() - start > patience) {
             return false;
         }
     }
@@ -209,7 +227,7 @@ __device__ bool take(uint4 *at, const uint4 &wanted) {
 __global__ void __launch_bounds__(threads) vector_writer(const Litmus litmus) {
     const uint32_t index = blockIdx.x * threads + threadIdx.x;
     for (uint32_t round = 1; round <= litmus.rounds; ++round) {
-        if (__syncthreads_or(threadIdx.x == 0 && !await(litmus.acks + blockIdx.x * line, round - 1, litmus.timeout_ns, litmus.counters))) {
+        if (!heard(litmus, static_cast<int>(blockIdx.x), round - 1, litmus.with_fence)) {
             return;
         }
         store_whole(litmus.data + index, vector_of(round, index));
@@ -218,18 +236,12 @@ __global__ void __launch_bounds__(threads) vector_writer(const Litmus litmus) {
 
 __global__ void __launch_bounds__(threads) vector_reader(const Litmus litmus) {
     const uint32_t index = blockIdx.x * threads + threadIdx.x;
-    unsigned long long seen = 0;
     for (uint32_t round = 1; round <= litmus.rounds; ++round) {
-        seen += take(litmus.data + index, vector_of(round, index)) ? 0 : 1;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            if (litmus.with_fence) {
-                fence();
-            }
-            store_relaxed(litmus.acks + blockIdx.x * line, round);
+        if (!take(litmus.data + index, vector_of(round, index), litmus.counters)) {
+            atomicAdd(&litmus.counters->seen, 1ull);
         }
+        tell(litmus, round, litmus.with_fence);
     }
-    atomicAdd(&litmus.counters->seen, seen);
     atomicAdd(&litmus.counters->trials, static_cast<unsigned long long>(litmus.rounds));
 }
 
@@ -242,7 +254,7 @@ __device__ void enter() {
 __global__ void __launch_bounds__(threads) take_kernel(const Litmus litmus) {
     enter();
     const uint32_t index = blockIdx.x * threads + threadIdx.x, round = litmus.counters->round + 1;
-    if (!take(litmus.data + index, vector_of(round, index))) {
+    if (!take(litmus.data + index, vector_of(round, index), litmus.counters)) {
         atomicAdd(&litmus.counters->seen, 1ull);
     }
     if (threadIdx.x == 0) {
