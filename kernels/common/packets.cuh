@@ -51,13 +51,15 @@ __device__ __forceinline__ int valid_vectors(int vectors, int tile, int lane) {
     return min(piece_vectors, max(0, (vectors - tile * tile_vectors - lane + 31) / 32));
 }
 
-// A vector from where only accesses of `width` bytes are allowed.
-__device__ __forceinline__ uint4 load_vector(const unsigned char *at, int width) {
-    if (width == 16) return *reinterpret_cast<const uint4 *>(at);
+__device__ __noinline__ uint4 load_bytes(const unsigned char *at) {
     uint32_t words[4] = {};
-#pragma unroll
     for (int byte = 0; byte < 16; ++byte) words[byte / 4] |= uint32_t{at[byte]} << (byte % 4 * 8);
     return {words[0], words[1], words[2], words[3]};
+}
+
+// A vector from where only accesses of `width` bytes are allowed.
+__device__ __forceinline__ uint4 load_vector(const unsigned char *at, int width) {
+    return width == 16 ? *reinterpret_cast<const uint4 *>(at) : load_bytes(at);
 }
 
 __device__ __forceinline__ Piece load_piece(const unsigned char *row, int tile, int lane, int valid) {
@@ -69,15 +71,18 @@ __device__ __forceinline__ Piece load_piece(const unsigned char *row, int tile, 
     return piece;
 }
 
+__device__ __noinline__ void store_bytes(unsigned char *at, uint4 vector) {
+    const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+    for (int byte = 0; byte < 16; ++byte) at[byte] = static_cast<unsigned char>(words[byte / 4] >> (byte % 4 * 8));
+}
+
 // A vector to where only accesses of `width` bytes are allowed.
 __device__ __forceinline__ void store_vector(unsigned char *at, const uint4 &vector, int width) {
     if (width == 16) {
         *reinterpret_cast<uint4 *>(at) = vector;
-        return;
+    } else {
+        store_bytes(at, vector);
     }
-    const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-    for (int byte = 0; byte < 16; ++byte) at[byte] = static_cast<unsigned char>(words[byte / 4] >> (byte % 4 * 8));
 }
 
 __device__ __forceinline__ void store_piece(unsigned char *row, int tile, int lane, int valid, const Piece &piece, int width) {

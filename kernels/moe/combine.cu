@@ -15,7 +15,7 @@ namespace {
 
 constexpr int least_blocks = 32;   // rows to push may be many where own tokens are few
 constexpr int most_teams = 4;
-constexpr int many_tokens = 128;   // so many that most warps wait for packets
+constexpr int few_tokens = 128;    // so few that a warp waits for hardly more than one tile
 
 struct Shared {
     unsigned char *peers[max_cuda_ranks];
@@ -23,6 +23,9 @@ struct Shared {
     uint32_t epoch;
     int32_t tokens;
 };
+
+// Of blocks that push while others add. Packets are the faster to push, and the slower to add.
+__device__ __forceinline__ int pushing_part(int blocks, bool packets) { return max(1, blocks / (packets ? 4 : 2)); }
 
 // The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
 __device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
@@ -340,7 +343,8 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
     }
 }
 
-template <class T>
+// `few`: our tokens are few and come back as packets; see dispatch_kernel.
+template <class T, bool few>
 __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_constant__ CombineParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
@@ -357,7 +361,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
         shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_back_bit;
     }
     if (__syncthreads_or(fault)) return;
-    const int blocks = gridDim.x, pushers = max(1, blocks / 4);
+    const int blocks = gridDim.x, pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0);
     const int block = blockIdx.x;
     if (block < pushers) {
         if (block == pushers - 1) announce(params, shared);
@@ -368,9 +372,10 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     const int adder = block - (blocks > 1 ? pushers : 0), adders = blocks > 1 ? blocks - pushers : 1;
     // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
     if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
-    if ((shared.counts[ws.rank] & packets_back_bit) != 0 && params.row_bytes % 16 == 0) {
-        const WarpShare share(adder, adders);
-        shared.tokens > many_tokens ? add_packets<T, true>(params, share, shared) : add_packets<T, false>(params, share, shared);
+    if constexpr (few) {
+        add_packets<T, false>(params, WarpShare(adder, adders), shared);
+    } else if ((shared.counts[ws.rank] & packets_back_bit) != 0 && params.row_bytes % 16 == 0) {
+        add_packets<T, true>(params, WarpShare(adder, adders), shared);
     } else if (params.reduce_width == 16) {
         add_rows<T, 16 / sizeof(T)>(params, adder, adders, shared);
     } else {
@@ -380,22 +385,27 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
 
 using Kernel = void (*)(CombineParams);
 
+template <bool few>
 Kernel choose(int32_t value_type) {
     switch (value_type) {
-        case value_f32: return &combine_kernel<float>;
-        case value_f16: return &combine_kernel<__half>;
-        default: return &combine_kernel<__nv_bfloat16>;
+        case value_f32: return &combine_kernel<float, few>;
+        case value_f16: return &combine_kernel<__half, few>;
+        default: return &combine_kernel<__nv_bfloat16, few>;
     }
 }
 
 }  // namespace
 
 Result load_combine() {
-    return load_each({address_of(choose(value_f32)), address_of(choose(value_f16)), address_of(choose(value_bf16))});
+    for (int32_t type : {value_f32, value_f16, value_bf16}) {
+        if (Result result = load_each({address_of(choose<true>(type)), address_of(choose<false>(type))}); result != cudaSuccess) return result;
+    }
+    return cudaSuccess;
 }
 
 Result combine(const CombineParams &params, const Launch &launch) {
-    return launch_kernel(choose(params.value_type), params, launch, std::max(least_blocks, 4 * launch.tokens));
+    const bool few = launch.tokens <= std::min(few_tokens, params.workspace.combine_packet_rows) && params.row_bytes % 16 == 0;
+    return launch_kernel(few ? choose<true>(params.value_type) : choose<false>(params.value_type), params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

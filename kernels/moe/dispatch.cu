@@ -22,7 +22,8 @@ struct Shared {
 // Of blocks that send packets while others receive: those are the slower.
 __device__ __forceinline__ int sending_part(int blocks) { return max(1, blocks / 3); }
 
-// What the blocks do, for one rank's number of tokens.
+// What the blocks do, for one rank's number of tokens. `few`: the launch knows that they are together.
+template <bool few>
 struct Blocks {
     bool packets;
     bool together;  // every block routes all tokens
@@ -32,8 +33,8 @@ struct Blocks {
 
     __device__ Blocks(const DispatchParams &params, int32_t tokens) {
         const int blocks = gridDim.x, block = blockIdx.x;
-        packets = params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows;
-        together = packets && tokens <= batch_tokens;
+        packets = few || (params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows);
+        together = few || (packets && tokens <= batch_tokens);
         const bool apart = packets && !together && blocks > 1;
         senders = apart ? sending_part(blocks) : blocks;
         receivers = apart ? blocks - senders : blocks;
@@ -120,11 +121,24 @@ __device__ void send_routing(const DispatchParams &params, int64_t begin, int to
     }
 }
 
+// A team's first vectors of a payload, loaded while the routes are found.
+struct FirstRows {
+    Batch<uint4> batch;
+
+    __device__ __forceinline__ void load(const Payload &payload, int64_t begin, int tokens) {
+        const Teams teams(tokens);
+        if (payload.width != 16 || teams.team >= tokens) return;
+        batch.load(payload.source + static_cast<uint64_t>(begin + teams.team) * payload.source_stride, teams.lane,
+                   static_cast<int64_t>(payload.row_bytes / sizeof(uint4)), teams.width);
+    }
+};
+
 // The rows of one payload: read once, stored once for every distinct rank.
-__device__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const Shared &shared) {
+__device__ __forceinline__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready, const Shared &shared) {
     const Teams teams(tokens);
-    with_width(payload.width, [&](auto vector) {
+    with_width(payload.width, [=, &ws, &payload, &shared](auto vector) {
         using V = decltype(vector);
+        bool is_ready = sizeof(V) == sizeof(uint4) && ready != nullptr;
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
             const int distinct = shared.routes.distinct[local];
@@ -132,7 +146,11 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
                 Batch<V> batch;
-                batch.load(from, first, count, teams.width);
+                if constexpr (sizeof(V) == sizeof(uint4)) {
+                    if (is_ready) batch = ready->batch;
+                }
+                if (!is_ready) batch.load(from, first, count, teams.width);
+                is_ready = false;
                 for (int j = 0; j < distinct; ++j) {
                     const Destination to = shared.routes.to[local][j];
                     batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,
@@ -164,6 +182,7 @@ struct Target {
 // The payload that tile `*tile` of a row belongs to; *tile becomes the tile of the payload. The tile after the last is the routing.
 __device__ __forceinline__ int payload_of(const DispatchParams &params, int *tile) {
     int p = 0;
+#pragma unroll 1
     while (p < params.payload_count && *tile >= static_cast<int>(params.payloads[p].tiles)) *tile -= static_cast<int>(params.payloads[p++].tiles);
     return p;
 }
@@ -266,7 +285,8 @@ private:
     int rows_, shares_;
 };
 
-__device__ void receive_packets(const DispatchParams &params, const Blocks &blocks, const Shared &shared) {
+template <bool few>
+__device__ __forceinline__ void receive_packets(const DispatchParams &params, const Blocks<few> &blocks, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32, row_tiles = static_cast<int>(params.row_tiles);
     WarpShare share(blocks.receiver, blocks.receivers);
@@ -345,7 +365,8 @@ __device__ void count_rows(const Workspace &ws, const Shared &shared) {
 }
 
 // `rows`: also until the rows in the planes have come; packets are awaited where they are used.
-__device__ bool await_source(const DispatchParams &params, const Blocks &blocks, int32_t source, bool rows, Shared &shared) {
+template <bool few>
+__device__ __forceinline__ bool await_source(const DispatchParams &params, const Blocks<few> &blocks, int32_t source, bool rows, Shared &shared) {
     const Workspace &ws = params.workspace;
     const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
     const uint64_t base = part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source];
@@ -379,8 +400,9 @@ __device__ void fill_ids(const DispatchParams &params, int32_t source, const Sha
     }
 }
 
-__device__ void copy_out(const DispatchParams &params, const Blocks &blocks, const Shared &shared) {
+__device__ __noinline__ void copy_out(const DispatchParams &params, int receiver, int receivers, const Shared &shared) {
     const Workspace &ws = params.workspace;
+#pragma unroll 1
     for (int p = 0; p < params.payload_count; ++p) {
         const Payload &payload = params.payloads[p];
         if (payload.row_bytes == 0 || payload.output == nullptr) continue;
@@ -388,8 +410,8 @@ __device__ void copy_out(const DispatchParams &params, const Blocks &blocks, con
         for (int32_t source = 0; source < ws.ranks; ++source) {
             if ((shared.counts[source] & packets_bit) != 0) continue;
             const int64_t rows = rows_in(shared.counts[source]);
-            const Teams teams((rows + blocks.receivers - 1) / blocks.receivers);
-            for (int64_t row = int64_t{blocks.receiver} * teams.count + teams.team; row < rows; row += int64_t{blocks.receivers} * teams.count) {
+            const Teams teams((rows + receivers - 1) / receivers);
+            for (int64_t row = int64_t{receiver} * teams.count + teams.team; row < rows; row += int64_t{receivers} * teams.count) {
                 const uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
                 copy_row(teams.width, teams.lane, ws.mine + payload.plane + index * payload.plane_stride, payload.output + index * payload.output_stride,
                          payload.row_bytes, width);
@@ -400,7 +422,8 @@ __device__ void copy_out(const DispatchParams &params, const Blocks &blocks, con
 
 // Sends the rows of a block's tokens, batch by batch. The first batch is found already.
 template <class Id, int Words>
-__device__ void send(const DispatchParams &params, const Blocks &blocks, int32_t all, int64_t begin, int64_t end, FirstTile &first_tile, Shared &shared) {
+__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<false> &blocks, int32_t all, int64_t begin, int64_t end, const FirstTile &first_tile, const FirstRows &first_rows,
+                                     Shared &shared) {
     const Workspace &ws = params.workspace;
     int64_t first = begin;
     do {
@@ -416,10 +439,13 @@ __device__ void send(const DispatchParams &params, const Blocks &blocks, int32_t
         if (blocks.packets) {
             send_packets<Id>(params, first, count, first_tile, blocks.together ? WarpShare(blockIdx.x, gridDim.x) : WarpShare(0, 1), shared);
         } else {
+            send_routing<Id>(params, first, count, shared);  // first, because few warps have it to do
+#pragma unroll 1
             for (int p = 0; p < params.payload_count; ++p) {
-                if (params.payloads[p].row_bytes > 0) send_payload(ws, params.payloads[p], first, count, shared);
+                if (params.payloads[p].row_bytes > 0) {
+                    send_payload(ws, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
+                }
             }
-            send_routing<Id>(params, first, count, shared);
         }
         first += count;
         if (first < end || !blocks.packets) __syncthreads();
@@ -427,7 +453,20 @@ __device__ void send(const DispatchParams &params, const Blocks &blocks, int32_t
     if (!blocks.packets) count_rows(ws, shared);
 }
 
+// The same of tokens that every block routes.
 template <class Id, int Words>
+__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, const FirstTile &first_tile,
+                                     const FirstRows &, Shared &shared) {
+    number_batch<Words>(params.workspace.ranks, all, shared.routes);
+    __syncthreads();
+    advance(params.workspace.ranks, shared.routes);
+    if (blocks.announces()) announce(params, all, true, shared);
+    send_packets<Id>(params, 0, all, first_tile, WarpShare(blockIdx.x, gridDim.x), shared);
+}
+
+// `few`: the tokens of this rank are so few that every block routes all, and go as packets. A kernel of its own, because what a small
+// batch takes is mostly fetching instructions.
+template <class Id, int Words, bool few>
 __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid_constant__ DispatchParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
@@ -440,7 +479,7 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (threadIdx.x == block_threads - 1) epoch = next_epoch(part<SlotState>(ws.mine, ws.layout.state)->combine_epoch);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
-    const Blocks blocks(params, tokens);
+    const Blocks<few> blocks(params, tokens);
     int64_t begin = 0, end = tokens;
     if (!blocks.together) {
         begin = share_begin(tokens, min(static_cast<int>(blockIdx.x), blocks.senders), blocks.senders);
@@ -449,9 +488,13 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     } else if (item < tokens * static_cast<int>(params.row_tiles)) {
         first_tile.piece = first_tile.at.load(params, first_tile.at.row, lane);
     }
+    FirstRows first_rows;
+    if (!few && !blocks.packets && params.payload_count > 0) {
+        first_rows.load(params.payloads[0], begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)));
+    }
     if (blocks.sends()) {
         find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
-        if (begin > 0) {
+        if (!few && begin > 0) {
             count_before<Id, Words>(params, begin, shared.routes);
         } else if (threadIdx.x < ws.ranks) {
             shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = 0;
@@ -461,40 +504,52 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (threadIdx.x == block_threads - 1) shared.epoch = epoch;
     if (__syncthreads_or(fault)) return;
     if (blocks.sends()) {
-        if (begin > 0) {
+        if (!few && begin > 0) {
             sum_before(ws.ranks, shared.routes);
             __syncthreads();
         }
-        send<Id, Words>(params, blocks, tokens, begin, end, first_tile, shared);
+        send<Id, Words>(params, blocks, tokens, begin, end, first_tile, first_rows, shared);
     }
     if (blocks.receiver < 0) return;
 
     bool copies = false;
+#pragma unroll 1
     for (int p = 0; p < params.payload_count; ++p) copies = copies || (params.payloads[p].row_bytes > 0 && params.payloads[p].output != nullptr);
     const bool lost = threadIdx.x < ws.ranks && !await_source(params, blocks, threadIdx.x, copies, shared);
     if (__syncthreads_or(lost)) return;
     receive_packets(params, blocks, shared);
     for (int32_t source = blocks.receiver; source < ws.ranks; source += blocks.receivers) fill_ids(params, source, shared);
-    if (copies) copy_out(params, blocks, shared);
+    if (copies) copy_out(params, blocks.receiver, blocks.receivers, shared);
 }
 
 using Kernel = void (*)(DispatchParams);
 
-Kernel choose(int ids_bytes, int ranks) {
-    if (ids_bytes == 8) return ranks <= 32 ? &dispatch_kernel<int64_t, 1> : &dispatch_kernel<int64_t, 4>;
-    return ranks <= 32 ? &dispatch_kernel<int32_t, 1> : &dispatch_kernel<int32_t, 4>;
+template <class Id>
+Kernel choose(int ranks, bool few) {
+    if (few) return ranks <= 32 ? &dispatch_kernel<Id, 1, true> : &dispatch_kernel<Id, 4, true>;
+    return ranks <= 32 ? &dispatch_kernel<Id, 1, false> : &dispatch_kernel<Id, 4, false>;
 }
+
+Kernel choose(int ids_bytes, int ranks, bool few) { return ids_bytes == 8 ? choose<int64_t>(ranks, few) : choose<int32_t>(ranks, few); }
 
 constexpr int least_blocks = 16;  // rows to receive may be many where own tokens are few
 
 }  // namespace
 
 Result load_dispatch() {
-    return load_each({address_of(choose(4, 1)), address_of(choose(4, max_cuda_ranks)), address_of(choose(8, 1)), address_of(choose(8, max_cuda_ranks))});
+    for (int ids_bytes : {4, 8}) {
+        for (int ranks : {1, max_cuda_ranks}) {
+            for (bool few : {false, true}) {
+                if (Result result = load_each({address_of(choose(ids_bytes, ranks, few))}); result != cudaSuccess) return result;
+            }
+        }
+    }
+    return cudaSuccess;
 }
 
 Result dispatch(const DispatchParams &params, const Launch &launch) {
-    return launch_kernel(choose(params.ids_bytes, params.workspace.ranks), params, launch, std::max(least_blocks, 4 * launch.tokens));
+    const bool few = params.packets != 0 && params.tokens <= std::min(batch_tokens, params.workspace.dispatch_packet_rows);
+    return launch_kernel(choose(params.ids_bytes, params.workspace.ranks, few), params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda
