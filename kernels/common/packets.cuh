@@ -51,7 +51,7 @@ __device__ __forceinline__ int valid_vectors(int vectors, int tile, int lane) {
     return min(piece_vectors, max(0, (vectors - tile * tile_vectors - lane + 31) / 32));
 }
 
-__device__ __noinline__ uint4 load_bytes(const unsigned char *at) {
+__device__ __noinline__ inline uint4 load_bytes(const unsigned char *at) {
     uint32_t words[4] = {};
     for (int byte = 0; byte < 16; ++byte) words[byte / 4] |= uint32_t{at[byte]} << (byte % 4 * 8);
     return {words[0], words[1], words[2], words[3]};
@@ -71,7 +71,7 @@ __device__ __forceinline__ Piece load_piece(const unsigned char *row, int tile, 
     return piece;
 }
 
-__device__ __noinline__ void store_bytes(unsigned char *at, uint4 vector) {
+__device__ __noinline__ inline void store_bytes(unsigned char *at, uint4 vector) {
     const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
     for (int byte = 0; byte < 16; ++byte) at[byte] = static_cast<unsigned char>(words[byte / 4] >> (byte % 4 * 8));
 }
