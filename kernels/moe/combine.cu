@@ -269,6 +269,7 @@ __device__ __forceinline__ bool await_row(const CombineParams &params, int32_t r
     if (look.take(at, lane, valid, shared.epoch, piece)) return true;
     const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
     bool marked = false;
+    touch(ws.mine + ws.layout.combine + place * params.row_bytes + vector_at(tile, lane, 0) * 16, valid > 0 ? 16 : 0);
     if (!await(ws, rank, phase_combine, [&] {
             if (!many || load_packet(at.bits).tag == shared.epoch) {
                 Look again;

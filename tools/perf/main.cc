@@ -11,6 +11,7 @@
 #include "eplb_plan.hpp"
 #include "launcher.hpp"
 #include "link.hpp"
+#include "litmus.hpp"
 #include "pair.hpp"
 #include "shapes.hpp"
 #include "stress.hpp"
@@ -52,6 +53,16 @@ Examples:
   moelink-perf link
       The host and, where there are any, the first two GPUs.
   moelink-perf link --device cuda --gpus 0,3 --json link.json
+)";
+
+constexpr const char *litmus_examples = R"(
+Outcomes that the memory model forbids must be seen 0 times, else the exit code is 1. Those of variants without a fence or an
+acquire are allowed; how often they were seen is for information.
+
+Examples:
+  moelink-perf litmus
+  moelink-perf litmus --gpus 0,0 --rounds 20000
+      Between blocks of one GPU.
 )";
 
 constexpr const char *eplb_plan_examples = R"(
@@ -229,6 +240,18 @@ void add_link(CLI::App &app, perf::LinkOptions &options) {
     app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
 }
 
+void add_litmus(CLI::App &app, perf::LitmusOptions &options) {
+    app.footer(litmus_examples);
+    app.option_defaults()->take_last();
+    app.add_option("--gpus", options.gpus, "the GPU that writes, and the one into whose memory it does; may be the same")
+        ->delimiter(',')
+        ->take_all()
+        ->capture_default_str();
+    app.add_option("--rounds", options.rounds, "rounds of each program")->check(CLI::Range(1, 10000000))->capture_default_str();
+    app.add_option("--timeout", options.timeout, "[s] of every wait")->check(CLI::Range(0.1, 3600.0))->capture_default_str();
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
+}
+
 void add_eplb_plan(CLI::App &app, perf::EplbPlanOptions &options) {
     app.footer(eplb_plan_examples);
     app.option_defaults()->take_last();
@@ -271,15 +294,19 @@ int main(int argc, char **argv) {
     perf::PairOptions pair;
     perf::StressOptions stress;
     perf::LinkOptions link;
+    perf::LitmusOptions litmus;
     perf::EplbPlanOptions eplb_plan;
     CLI::App *pair_command = app.add_subcommand("pair", "dispatch and combine of one manager: checked, timed, in a table");
     CLI::App *stress_command = app.add_subcommand("stress", "a great number of random pairs, every value checked on the device");
     CLI::App *link_command = app.add_subcommand("link", "the machine's own limits: copies, links, flags; no MoELink involved");
+    CLI::App *litmus_command =
+        app.add_subcommand("litmus", "small programs on two GPUs: which orders of memory accesses come about; no MoELink involved");
     CLI::App *eplb_plan_command = app.add_subcommand("eplb-plan", "expert placement planned from loads in a file: balance, copies, time");
     CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
     add_pair(*pair_command, pair);
     add_stress(*stress_command, stress);
     add_link(*link_command, link);
+    add_litmus(*litmus_command, litmus);
     add_eplb_plan(*eplb_plan_command, eplb_plan);
     try {
         app.parse(argc, argv);
@@ -300,6 +327,9 @@ int main(int argc, char **argv) {
         }
         if (stress_command->parsed()) {
             return perf::run_stress(stress, command);
+        }
+        if (litmus_command->parsed()) {
+            return perf::run_litmus(litmus, command);
         }
         return link_command->parsed() ? perf::run_link(link, command) : perf::run_pair(pair, command);
     } catch (const std::exception &error) {

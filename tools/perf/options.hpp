@@ -71,6 +71,13 @@ struct LinkOptions {
     std::string json;
 };
 
+struct LitmusOptions {
+    std::vector<int> gpus = {0, 1};
+    uint32_t rounds = 100000;
+    double timeout = 30;
+    std::string json;
+};
+
 struct EplbPlanOptions {
     std::string loads;
     int ranks = 0;

@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda_status.cuh"
+#include "gpu.cuh"
 #include "stress_round.hpp"
 
 namespace perf {
@@ -11,12 +12,6 @@ namespace {
 constexpr int threads = 256;
 constexpr int warps = threads / 32;
 enum Phase { before_dispatch, between, after_combine };
-
-__device__ uint64_t now_ns() {
-    uint64_t ns;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
-    return ns;
-}
 
 // One block ends later than it could, and the kernel with it.
 __device__ void lose_time(const StressRound &round, const StressPair &pair, Phase phase) {
