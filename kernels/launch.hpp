@@ -205,6 +205,10 @@ struct Workspace {
     SlotLayout layout;
 };
 
+// Rows of BF16 that become FP8 on their way: payload 0 travels as E4M3 and payload 1 as its scales, which quant/block.hpp defines.
+enum QuantizeForm : uint32_t { quantize_none = 0, quantize_f32 = 1, quantize_e8m0 = 2 };
+inline constexpr uint64_t quantize_block = 128;  // values with one scale
+
 struct Payload {
     const unsigned char *source;
     uint64_t source_stride;
@@ -234,7 +238,7 @@ struct DispatchParams {
     uint32_t to_all;    // every rank receives every token (all-gather)
     uint32_t packets;   // rows may travel as packets: they are whole 16-byte vectors
     uint32_t whole_ids; // a token's ids are whole 16-byte vectors
-    uint32_t reserved;
+    QuantizeForm quantize;
     uint32_t row_tiles; // of a row with all its payloads and one for its routing
     Payload payloads[max_payloads];
 };
@@ -353,6 +357,9 @@ struct Watch {
 // Both return when the round is done here. On a fault the round is lost and fault says why.
 Fault dispatch(const DispatchParams &params, const Watch &watch);
 Fault combine(const CombineParams &params, const Watch &watch);
+
+// `count` BF16 values, a multiple of the block: as many bytes, and one scale a block.
+void quantize_row(QuantizeForm form, const void *values, uint64_t count, unsigned char *out, unsigned char *out_scales);
 
 void route(const RouteParams &params);
 void record_load(const RecordParams &params);

@@ -121,14 +121,15 @@ void OneSided::choose_launch(const Deadline &deadline) {
     const GpuName &mine = all[static_cast<size_t>(group_->rank())];
     int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
     blocks_ = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
-    if (config_.sm_budget > 0) blocks_ = std::min(blocks_, config_.sm_budget);
-    early_ = sharing * config_.slots == 1 && config_.sm_budget == 0;
+    alone_ = sharing * config_.slots == 1;
     log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks_);
 }
 
-kernels::cuda::Launch OneSided::launch(int32_t tokens, moelink_stream stream) const {
+kernels::cuda::Launch OneSided::launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const {
+    const int32_t budget = sm_budget > 0 ? sm_budget : config_.sm_budget;
+    const int blocks = budget > 0 ? std::min(blocks_, budget) : blocks_;
     constexpr int32_t most_early = 2048;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
-    return {blocks_, tokens, early_ && tokens <= most_early, stream};
+    return {blocks, tokens, alone_ && budget == 0 && tokens <= most_early, stream};
 }
 
 moelink_manager_sizes OneSided::sizes() const {
@@ -149,13 +150,14 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     params.weights = args.topk_weights;
     params.invalid_id = args.invalid_id;
     params.payload_count = call.payload_count;
+    params.quantize = call.quantize;
     params.to_all = to_all_ ? 1 : 0;
     params.row_tiles = 1;
     params.whole_ids = kernels::access_width(bits(args.topk_ids) | static_cast<uint64_t>(config_.top_k * params.ids_bytes)) == 16 ? 1 : 0;
 
     Received received;
     Shape shape;
-    shape.add(static_cast<uint64_t>(call.payload_count));
+    shape.add(static_cast<uint64_t>(call.payload_count)).add(call.quantize);
     bool copies_out = false, whole_vectors = true;
     for (size_t i = 0; i < static_cast<size_t>(call.payload_count); ++i) {
         const moelink_rows &rows = call.payloads[i];
@@ -172,11 +174,15 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.output_width = kernels::access_width(bits(output.data) | output.row_stride);
         payload.packet_beside = layout_.packet_beside[i];
         payload.packet_vectors = layout_.packet_vectors[i];
-        payload.tiles = static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
+        const bool scales = i == 1 && call.quantize != kernels::quantize_none;  // they travel with what they scale
+        payload.tiles = scales ? 0 : static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
         params.row_tiles += payload.tiles;
         shape.add(rows.row_bytes);
         if (rows.row_bytes == 0) continue;
-        whole_vectors = whole_vectors && payload.width == 16;
+        whole_vectors = whole_vectors && (scales || payload.width == 16);
+        if (i == 0 && call.quantize != kernels::quantize_none && device_.on_cuda() && payload.width != 16) {
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[0] has an address or stride that is no multiple of 16 bytes, which quantize needs on CUDA");
+        }
         copies_out = copies_out || output.data != nullptr;
         received.payloads[i] = output;
         if (output.data == nullptr) received.payloads[i] = {ws.mine + payload.plane, 0, payload.plane_stride, rows.dtype, 0};
@@ -191,7 +197,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
 
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, stream)), "dispatch");
+        check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, args.sm_budget, stream)), "dispatch");
     } else {
         check_fault(kernels::host::dispatch(params, {&lost, group_.get()}));
     }
@@ -232,7 +238,7 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
     params.shape = Shape().add(params.row_bytes).add(static_cast<uint64_t>(params.value_type)).value();
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::combine(params, launch(call.num_tokens, stream)), "combine");
+        check_launch(kernels::cuda::combine(params, launch(call.num_tokens, call.sm_budget, stream)), "combine");
     } else {
         check_fault(kernels::host::combine(params, {&lost, group_.get()}));
     }
