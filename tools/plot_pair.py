@@ -10,11 +10,11 @@ def budget_of(row):
 
 
 def holds_pairs(document):
-    return document.get("program") == "moelink-perf" and len({row.get("tokens") for row in document.get("rows", [])}) > 1
+    return document.get("program") == "moelink-perf" and "settings" in document and len({row.get("tokens") for row in document.get("rows", [])}) > 1
 
 
 def holds_budgets(document):
-    return document.get("program") == "moelink-perf" and len({budget_of(row) for row in document.get("rows", [])}) > 2
+    return document.get("program") == "moelink-perf" and "settings" in document and len({budget_of(row) for row in document.get("rows", [])}) > 2
 
 
 def describe(document):
@@ -22,7 +22,8 @@ def describe(document):
     devices = document["devices"]
     kind = devices[0].split(" #")[0]
     calls = "graph replay" if all(row["graph"] for row in document["rows"]) else "eager calls"
-    return (f"hidden {settings['hidden']} {settings['dtype']}, top-{settings['topk']} of {settings['experts']} experts\n"
+    part = f", one link of {settings['slice_of']} ranks" if settings.get("slice_of") else ""
+    return (f"hidden {settings['hidden']} {settings['dtype']}, top-{settings['topk']} of {settings['experts']} experts{part}\n"
             f"{len(devices)} ranks on {kind}, {document['date'][:10]}, {calls}")
 
 
