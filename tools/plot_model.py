@@ -2,7 +2,7 @@
 
 import math
 
-from plot_pair import LIMIT, OURS, dress
+from plot_pair import OURS, dress
 
 GROUPS = ("#c05621", "#8e5ea2", "#2f8f83", "#b8860b", "#c71585", "#556b2f", "#708090", "#a0522d")
 OPERATIONS = (("pair", "pair"), ("dispatch", "dispatch, from idle"), ("combine", "combine, from idle"))
@@ -49,7 +49,7 @@ def plot_model(pyplot, document):
         dress(axes, sizes, "tokens on each rank", log_times=True)
         axes.tick_params(axis="x", labelrotation=45 if len(sizes) > 8 else 0)
         axes.text(0.98, 0.02, text_of_errors(document["fits"][key]["errors"]), transform=axes.transAxes, ha="right", va="bottom",
-                  fontsize="x-small", color=LIMIT)
+                  fontsize="x-small", color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     panels[0].set_ylabel("[us], p50, slowest rank")
     panels[0].legend(fontsize="small", loc="upper left", frameon=False)
     source = "" if document["sync_measured"] else "; flags to more than one peer not measured"

@@ -42,7 +42,7 @@ cat >"$out/link.json" <<'JSON'
 JSON
 "$perf" model "${files[@]}" --link "$out/link.json" --published "$published" --hidden 256 --topk 4 --experts 32 --groups 4,8,32 \
     --tokens 1,64,1024 --json "$out/model.json" >"$out/log" 2>&1 || fail "the model: exit code $?"
-for text in 'MODELLED, not measured' 'predicted: measured EP4' 'predicted: a slice left out' '1 rows with a budget' 'modelled ours /'; do
+for text in 'MODELLED, not measured' 'predicted: measured EP4' 'predicted: a slice left out' '1 rows with a budget' 'our times, MODELLED, over theirs'; do
     grep -qF -- "$text" "$out/log" || fail "the table does not have '$text'"
 done
 "$perf" model "${files[@]}" --hidden 256 --topk 4 --experts 32 --groups 32,2 --tokens 700,1024 --routing hot --json - >"$out/hot.json" ||
@@ -98,6 +98,7 @@ larger = next(group for group in predicted if group["ranks"] == 64 and group["op
 assert larger["points"] == 6 and 0 < abs(larger["error"]["worst"]) < 1
 
 assert [(row["ranks"], row["routing"]) for row in hot["rows"]] == [(32, "hot")] * 2 + [(2, "hot")] * 2
+assert [note for note in model["notes"] if "evenly" in note] == []
 assert any("no --link" in note for note in hot["notes"])
 assert hot["rows"][0]["rows_crossed"] > 10 * 700, "31 ranks send nearly all of their tokens to the hot one"
 near(hot["rows"][0]["rows_crossed"] / 700, hot["rows"][1]["rows_crossed"] / 1024)

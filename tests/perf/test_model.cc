@@ -212,6 +212,15 @@ void test_fit_one_line(void **) {
     near(fit.us(work), 4.0 + 6.5 + work.crossed * 1e-3 / 350 + work.local * 1e-3 / 2100, 1e-6);
 }
 
+void test_link_rate_bounds_the_fit(void **) {
+    const Line line = line_of(6.5, 350, 2100);
+    const auto points = made_points(counts, line, line, 0, 0);
+    same_line(fit_points(points, "pair", 1e-3 / 400).many, line);  // a link that is faster than what was fitted changes nothing
+    const Line bounded = fit_points(points, "pair", 1e-3 / 300).few;
+    near(bounded.us_a_crossed_byte * 1e6, 1e3 / 300, 1e-9);
+    assert_true(left_out_errors(points, LeftOut::slice, 1e-3 / 300).median > 1e-3);
+}
+
 void test_fit_two_lines(void **) {
     const Line few = line_of(7, 250, 900);
     const Line many = line_of(22, 360, 0);
@@ -353,7 +362,7 @@ int main() {
         cmocka_unit_test(test_fit_two_lines),     cmocka_unit_test(test_fit_is_never_negative),
         cmocka_unit_test(test_whole_pairs_alone), cmocka_unit_test(test_left_out_points_have_no_part),
         cmocka_unit_test(test_refusals),          cmocka_unit_test(test_work),
-        cmocka_unit_test(test_sync),
+        cmocka_unit_test(test_sync),              cmocka_unit_test(test_link_rate_bounds_the_fit),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

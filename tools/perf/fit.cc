@@ -126,11 +126,12 @@ double mean_square(const Line &line, const std::vector<Point> &points) {
 }
 
 // With three unknowns, the best solution that is nowhere negative is found by trying every set of unknowns that are not 0.
-Line fit_line(const std::vector<Point> &points) {
+Line fit_line(const std::vector<Point> &points, double least_us_a_crossed_byte) {
     const Columns columns = weighted_columns(points);
     std::vector<double> wanted;
     for (const Point &point : points) {
-        wanted.push_back((point.us - point.work.sync_us) / point.us);
+        const double certain_us = point.work.sync_us + least_us_a_crossed_byte * point.work.crossed;
+        wanted.push_back((point.us - certain_us) / point.us);
     }
     Line best;
     best.splits_local = tells_apart(columns);
@@ -144,7 +145,7 @@ Line fit_line(const std::vector<Point> &points) {
         }
         Line line = best;
         line.t0_us = found[0];
-        line.us_a_crossed_byte = found[1];
+        line.us_a_crossed_byte = least_us_a_crossed_byte + found[1];
         line.us_a_local_byte = found[2];
         const double error = mean_square(line, points);
         if (error < least) {
@@ -175,7 +176,7 @@ double criterion(double mean_square_error, size_t points, int parameters) {
 
 }  // namespace
 
-Fit fit_points(const std::vector<Point> &points, const std::string &what) {
+Fit fit_points(const std::vector<Point> &points, const std::string &what, double least_us_a_crossed_byte) {
     if (!enough(points)) {
         throw std::invalid_argument(fmt::format(
             "{}: {} measured points with {} different numbers of tokens are too few: a fit of {} unknowns takes at least {} points and 2 "
@@ -188,7 +189,7 @@ Fit fit_points(const std::vector<Point> &points, const std::string &what) {
         }
     }
     Fit best;
-    best.few = best.many = fit_line(points);
+    best.few = best.many = fit_line(points, least_us_a_crossed_byte);
     double least = criterion(mean_square(best.many, points), points.size(), unknowns);
     for (const int64_t tokens : token_counts(points)) {
         std::vector<Point> few;
@@ -199,7 +200,7 @@ Fit fit_points(const std::vector<Point> &points, const std::string &what) {
         if (!enough(few) || !enough(many)) {
             continue;
         }
-        const Fit fit{fit_line(few), fit_line(many), tokens};
+        const Fit fit{fit_line(few, least_us_a_crossed_byte), fit_line(many, least_us_a_crossed_byte), tokens};
         const auto share = static_cast<double>(few.size()) / static_cast<double>(points.size());
         const double error = share * mean_square(fit.few, few) + (1 - share) * mean_square(fit.many, many);
         const double value = criterion(error, points.size(), 2 * unknowns + 1);
@@ -209,6 +210,11 @@ Fit fit_points(const std::vector<Point> &points, const std::string &what) {
         }
     }
     return best;
+}
+
+const Point &largest_batch(const std::vector<Point> &points) {
+    return *std::max_element(points.begin(), points.end(),
+                             [](const Point &a, const Point &b) { return a.work.tokens < b.work.tokens; });
 }
 
 Errors Errors::of(const std::vector<Point> &points, const std::vector<double> &modelled_us) {
@@ -237,7 +243,7 @@ Errors errors_of(const Fit &fit, const std::vector<Point> &points) {
     return Errors::of(points, modelled);
 }
 
-Errors left_out_errors(const std::vector<Point> &points, LeftOut what) {
+Errors left_out_errors(const std::vector<Point> &points, LeftOut what, double least_us_a_crossed_byte) {
     const auto key = [&](const Point &point) { return what == LeftOut::tokens ? point.work.tokens : int64_t{point.slice_of}; };
     std::set<int64_t> keys;
     for (const Point &point : points) {
@@ -254,7 +260,7 @@ Errors left_out_errors(const std::vector<Point> &points, LeftOut what) {
         if (!enough(kept)) {
             continue;
         }
-        const Fit fit = fit_points(kept, "");
+        const Fit fit = fit_points(kept, "", least_us_a_crossed_byte);
         for (const Point &point : others) {
             predicted.push_back(point);
             modelled.push_back(fit.us(point.work));

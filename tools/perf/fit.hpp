@@ -2,7 +2,8 @@
 //
 //     t(R) = t0 + t_sync(R) + max(out, in) / B + local / L
 //
-// t0, B and L come from measured points by least squares of relative errors, none of them negative. A kernel may work differently for
+// t0, B and L come from measured points by least squares of relative errors, none of them negative, B at most
+// what the link reaches. A kernel may work differently for
 // few and for many tokens, so there may be two such lines, one up to a number of tokens and one above it.
 #pragma once
 
@@ -44,9 +45,13 @@ struct Fit {
 
 constexpr int least_fit_points = 4;  // one more than there are unknowns
 
+// No byte crosses faster than least_us_a_crossed_byte: the link's own measured rate, or 0 where that is not known.
 // Throws std::invalid_argument, with `what` in it, when there are fewer points than least_fit_points, fewer than two numbers of
 // tokens among them, or a time that is not above 0.
-Fit fit_points(const std::vector<Point> &points, const std::string &what);
+Fit fit_points(const std::vector<Point> &points, const std::string &what, double least_us_a_crossed_byte = 0);
+
+// The one with most tokens; there must be some.
+const Point &largest_batch(const std::vector<Point> &points);
 
 // Relative errors, (modelled - measured) / measured.
 struct Errors {
@@ -65,6 +70,6 @@ Errors errors_of(const Fit &fit, const std::vector<Point> &points);
 enum class LeftOut { tokens, slice };
 // Each number of tokens in turn (or each slice, the whole group being one of them) is left out, a fit is made without it, and its
 // points are predicted. No points: too few are left for a fit.
-Errors left_out_errors(const std::vector<Point> &points, LeftOut what);
+Errors left_out_errors(const std::vector<Point> &points, LeftOut what, double least_us_a_crossed_byte = 0);
 
 }  // namespace perf

@@ -292,7 +292,7 @@ int main(int argc, char **argv) {
     CLI::App *pair_command = app.add_subcommand("pair", "dispatch and combine of one manager: checked, timed, in a table");
     CLI::App *link_command = app.add_subcommand("link", "the machine's own limits: copies, links, flags; no MoELink involved");
     CLI::App *eplb_plan_command = app.add_subcommand("eplb-plan", "expert placement planned from loads in a file: balance, copies, time");
-    CLI::App *model_command = app.add_subcommand("model", "MODELLED times of larger groups, from pair runs on two ranks; with their errors");
+    CLI::App *model_command = app.add_subcommand("model", "MODELLED times of larger groups, from pair runs on two ranks");
     CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
     add_pair(*pair_command, pair);
     add_link(*link_command, link);

@@ -35,7 +35,7 @@ Traffic traffic_of(const Routing &routing, const PairOptions &options, int64_t t
     return {traffic.crossed * times, traffic.own * times, traffic.sent * times};
 }
 
-json to_json(const Line &line) {
+json json_of(const Line &line) {
     const auto gbps = [](double us_a_byte) { return us_a_byte > 0 ? json(1e-3 / us_a_byte) : json(nullptr); };
     return {{"t0_us", line.t0_us},
             {"link_gbps", gbps(line.us_a_crossed_byte)},
@@ -44,13 +44,13 @@ json to_json(const Line &line) {
             {"points", line.points}};
 }
 
-json to_json(const Fit &fit) {
+json json_of(const Fit &fit) {
     if (fit.most_few == 0) {
-        return {{"lines", {to_json(fit.many)}}};
+        return {{"lines", {json_of(fit.many)}}};
     }
-    json few = to_json(fit.few);
+    json few = json_of(fit.few);
     few["most_tokens"] = fit.most_few;
-    return {{"lines", {few, to_json(fit.many)}}};
+    return {{"lines", {few, json_of(fit.many)}}};
 }
 
 json modelled_row(const Fits &fits, const Sync &sync, const PairOptions &options, const Routing &routing, int64_t tokens) {
@@ -76,11 +76,11 @@ json modelled_row(const Fits &fits, const Sync &sync, const PairOptions &options
 }
 
 // In the fit, and on points that had no part in it.
-json errors_json(const Fit &fit, Operation operation, const Runs &runs) {
+json errors_json(const Fit &fit, Operation operation, const Runs &runs, double least_us) {
     const auto at = static_cast<size_t>(operation);
     json errors = {{"in_fit", errors_of(fit, runs.two_ranks[at])},
-                   {"tokens_left_out", left_out_errors(runs.two_ranks[at], LeftOut::tokens)},
-                   {"slice_left_out", left_out_errors(runs.two_ranks[at], LeftOut::slice)},
+                   {"tokens_left_out", left_out_errors(runs.two_ranks[at], LeftOut::tokens, least_us)},
+                   {"slice_left_out", left_out_errors(runs.two_ranks[at], LeftOut::slice, least_us)},
                    {"larger_groups", json::array()}};
     for (const auto &[ranks, sets] : runs.larger) {
         json one = errors_of(fit, sets[at]);
@@ -157,15 +157,22 @@ std::vector<std::string> doubts(const ModelOptions &options, const Runs &runs, c
     for (const Operation operation : operations) {
         const Fit &fit = fits[static_cast<size_t>(operation)];
         if (!fit.few.splits_local || !fit.many.splits_local) {
-            notes.push_back(fmt::format("{}: the points do not tell local work from bytes on the link, so larger groups get too much of it; "
-                                        "add runs with --slice-of",
-                                        name_of(operation)));
+            notes.push_back(fmt::format(
+                "{}: the points do not tell local work from bytes on the link, so larger groups get too much of it; add runs with --slice-of",
+                name_of(operation)));
         }
     }
-    const auto most = std::max_element(pairs.begin(), pairs.end(), [](const Point &a, const Point &b) { return a.work.tokens < b.work.tokens; });
+    const int64_t most = largest_batch(pairs).work.tokens;
     for (const int tokens : options.pair.tokens) {
-        if (tokens > most->work.tokens) {
-            notes.push_back(fmt::format("{} tokens are beyond the {} that were measured", tokens, most->work.tokens));
+        if (tokens > most) {
+            notes.push_back(fmt::format("{} tokens are beyond the {} that were measured", tokens, most));
+        }
+    }
+    for (const int ranks : options.groups) {
+        if (options.pair.experts % ranks != 0) {
+            notes.push_back(fmt::format(
+                "EP{}: {} experts are not shared evenly, so ranks with {} of them receive most; --experts may count redundant ones", ranks,
+                options.pair.experts, options.pair.experts / ranks + 1));
         }
     }
     for (const auto &[ranks, sets] : runs.larger) {
@@ -178,7 +185,7 @@ constexpr const char *legend = R"(
 t(R) = t0 + t_sync(R) + max(out, in) / B + local / L, an operation each; nothing was measured in these groups.
 rows       that a dispatch moves to or from other ranks, busiest rank: expected ones for uniform routing, drawn ones else
 t_sync     each rank's flags to all others and theirs to it, twice a pair
-link       bytes of those rows, there and back, at the fitted link rate
+link       bytes of those rows, there and back, at the fitted link rate, which is no higher than the push rate measured with the runs
 local      rows read and written in a rank's own memory, at the fitted local rate
 )";
 
@@ -189,20 +196,22 @@ int run_model(ModelOptions options, const std::string &command) {
     dtype_of(options.pair.dtype);
     const Sync sync = options.link.empty() ? Sync() : Sync(options.link);
     const Runs runs = read_runs(options.runs, sync);
+    const double least_us = runs.push_gbps > 0 ? 1e-3 / runs.push_gbps : 0;  // of a byte that crosses
     Fits fits;
     json fit_document;
     for (const Operation operation : operations) {
         const auto at = static_cast<size_t>(operation);
-        fits[at] = fit_points(runs.two_ranks[at], fmt::format("{} on two ranks", name_of(operation)));
+        fits[at] = fit_points(runs.two_ranks[at], fmt::format("{} on two ranks", name_of(operation)), least_us);
         json &one = fit_document[name_of(operation)];
-        one = to_json(fits[at]);
-        one["errors"] = errors_json(fits[at], operation, runs);
+        one = json_of(fits[at]);
+        one["errors"] = errors_json(fits[at], operation, runs, least_us);
     }
     json document = document_head(command);
     document["what"] = "model";
     document["modelled"] = true;
     document["machine"] = runs.machine;
     document["calls"] = runs.calls;
+    document["push_gbps"] = runs.push_gbps > 0 ? json(runs.push_gbps) : json(nullptr);
     document["sync_measured"] = sync.known();
     document["fits"] = std::move(fit_document);
     document["measured"] = runs.rows;
@@ -211,22 +220,26 @@ int run_model(ModelOptions options, const std::string &command) {
         options.pair.ranks = ranks;
         for (const Routing &routing : make_routings(options.pair)) {
             if (options.pair.experts < ranks) {
-                throw std::invalid_argument(fmt::format("--groups: {} ranks and only {} experts: not one a rank", ranks, options.pair.experts));
+                throw std::invalid_argument(
+                    fmt::format("--groups: {} ranks and only {} experts: not one a rank", ranks, options.pair.experts));
             }
             for (const int tokens : options.pair.tokens) {
                 document["rows"].push_back(modelled_row(fits, sync, options.pair, routing, tokens));
             }
         }
     }
-    document["shape"] = {{"hidden", options.pair.hidden}, {"topk", options.pair.topk}, {"experts", options.pair.experts}, {"dtype", options.pair.dtype}};
+    document["shape"] = {{"hidden", options.pair.hidden},
+                         {"topk", options.pair.topk},
+                         {"experts", options.pair.experts},
+                         {"dtype", options.pair.dtype}};
     document["notes"] = doubts(options, runs, fits, sync);
     if (!options.published.empty()) {
         document["published"] = check_published(read_published(options.published, sync), fits);
     }
     if (options.json != "-") {
-        fmt::print("MoELink {}\nMODELLED, not measured: one-sided, hidden {} {}, top-{} of {} experts\nfrom runs on two ranks of {}, {}, {}\n\n",
-                   moelink_version_string(), options.pair.hidden, options.pair.dtype, options.pair.topk, options.pair.experts, runs.machine,
-                   runs.calls, runs.variant);
+        fmt::print("MoELink {}\nMODELLED, not measured: one-sided, hidden {} {}, top-{} of {} experts\n", moelink_version_string(),
+                   options.pair.hidden, options.pair.dtype, options.pair.topk, options.pair.experts);
+        fmt::print("from runs on two ranks of {}, {}, {}\n\n", runs.machine, runs.calls, runs.variant);
         print_rows(document["rows"]);
         print_fits(document["fits"]);
         print_errors(document["fits"]);

@@ -50,7 +50,8 @@ void check_options(const PairOptions &options) {
         throw std::invalid_argument("--uneven needs at least two ranks");
     }
     if (options.slice_of > 0 && options.ranks != 2) {
-        throw std::invalid_argument(fmt::format("--slice-of runs two ranks' share of a larger group, and there are {} ranks", options.ranks));
+        throw std::invalid_argument(
+            fmt::format("--slice-of runs two ranks' share of a larger group, and there are {} ranks", options.ranks));
     }
     if (options.experts > 0 && options.slice_of > options.experts) {
         throw std::invalid_argument(

@@ -67,6 +67,9 @@ json check_group(const PublishedGroup &group, Operation operation, const std::ve
         const Fit fit = fit_points(base, "published points");
         row["used_in_fit"] = is_base;
         row["error"] = errors_of(fit, points);
+        const Point &most = largest_batch(points);
+        row["error"]["most_tokens"] = most.work.tokens;
+        row["error"]["at_most_tokens"] = fit.us(most.work) / most.us - 1;
     } catch (const std::invalid_argument &) {
         // Too few points of the first group: there is no fit to have an error.
     }
@@ -104,8 +107,9 @@ json check_published(const std::vector<PublishedSeries> &all, const std::array<F
             for (const Operation operation : operations) {
                 const auto at = static_cast<size_t>(operation);
                 if (!group.points[at].empty()) {
-                    one["groups"].push_back(
-                        check_group(group, operation, series.groups.front().points[at], &group == &series.groups.front(), ours[at]));
+                    const auto base = std::find_if(series.groups.begin(), series.groups.end(),
+                                                   [&](const PublishedGroup &one) { return !one.points[at].empty(); });
+                    one["groups"].push_back(check_group(group, operation, base->points[at], &group == &*base, ours[at]));
                 }
             }
         }
@@ -115,23 +119,27 @@ json check_published(const std::vector<PublishedSeries> &all, const std::array<F
 }
 
 void print_published(const json &checked, const std::string &file) {
-    constexpr const char *format = "  {:<4} {:<9} {:>6}  {:<9} {:>8} {:>8}  {:<18} {:>20}\n";
+    constexpr const char *format = "  {:<4} {:<8} {:>6}  {:<9} {:>7} {:>8} {:<15} {:>8} {:<15} {:>16}";
+    const auto line = [&](const auto &...cells) { print_line(fmt::format(fmt::runtime(format), cells...)); };
     fmt::print("\nThe formula on published points ({}): fitted on the smallest group of a library alone, its larger groups predicted.\n"
-               "Last column: our times, modelled, over theirs, measured elsewhere and on other machines: least, median, most.\n",
+               "Last column: our times, MODELLED, over theirs, measured elsewhere and on other machines: least, median, most.\n",
                file);
-    fmt::print(format, "", "", "points", "in fit", "error", "", "", "modelled ours /");
-    fmt::print(format, "", "", "", "", "median", "worst", "at", "theirs");
+    line("", "", "points", "in fit", "error", "", "", "largest", "", "modelled ours /");
+    line("", "", "", "", "median", "worst", "", "batch", "", "theirs");
     for (const json &series : checked) {
         fmt::print("{}, {}\n", series.at("name").get<std::string>(), series.at("machine").get<std::string>());
         for (const json &row : series.at("groups")) {
             const json &ratio = row.at("modelled_ours_over_theirs");
             const bool fitted = row.contains("error");
-            fmt::print(format, fmt::format("EP{}", row.at("ranks").get<int>()), row.at("operation").get<std::string>(),
-                       row.at("points").get<int>(), !fitted ? "no fit" : row.at("used_in_fit").get<bool>() ? "yes" : "predicted",
-                       fitted ? percent(row.at("error").at("median"), false) : "-", fitted ? percent(row.at("error").at("worst"), true) : "-",
-                       fitted ? fmt::format("{} tokens", row.at("error").at("worst_tokens").get<int64_t>()) : "",
-                       fmt::format("{:.2f} {:.2f} {:.2f}", ratio.at("least").get<double>(), ratio.at("median").get<double>(),
-                                   ratio.at("most").get<double>()));
+            const auto error = [&](const char *key, bool with_sign) { return fitted ? percent(row.at("error").at(key), with_sign) : "-"; };
+            const auto tokens = [&](const char *key) {
+                return fitted ? fmt::format("({} tokens)", row.at("error").at(key).get<int64_t>()) : "";
+            };
+            line(fmt::format("EP{}", row.at("ranks").get<int>()), row.at("operation").get<std::string>(), row.at("points").get<int>(),
+                 !fitted ? "no fit" : row.at("used_in_fit").get<bool>() ? "yes" : "predicted", error("median", false), error("worst", true),
+                 tokens("worst_tokens"), error("at_most_tokens", true), tokens("most_tokens"),
+                 fmt::format("{:.2f} {:.2f} {:.2f}", ratio.at("least").get<double>(), ratio.at("median").get<double>(),
+                             ratio.at("most").get<double>()));
         }
     }
 }

@@ -1,5 +1,6 @@
 #include "runs.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <stdexcept>
 
@@ -72,7 +73,8 @@ void read_run(const std::string &file, const Sync &sync, Runs &runs) {
     }
     const json &settings = document.at("settings");
     if (settings.at("manager") != "one-sided") {
-        throw std::invalid_argument(fmt::format("it is of the manager {}; the model is of one-sided", settings.at("manager").get<std::string>()));
+        throw std::invalid_argument(
+            fmt::format("it is of the manager {}; the model is of one-sided", settings.at("manager").get<std::string>()));
     }
     if (!document.at("ok").get<bool>()) {
         throw std::invalid_argument("the run failed, so its times mean nothing");
@@ -89,6 +91,7 @@ void read_run(const std::string &file, const Sync &sync, Runs &runs) {
     must_agree("machine", runs.machine, setting.machine);
     must_agree("kind of calls", runs.calls, setting.calls);
     must_agree("way to call", runs.variant, setting.variant);
+    runs.push_gbps = std::max(runs.push_gbps, document.value("push_gbps", 0.0));
     int limited = 0;
     for (const json &row : document.at("rows")) {
         if (row.at("sm_budget") != 0) {

@@ -19,6 +19,7 @@ struct Runs {
     std::string machine;
     std::string calls;    // "graph replay" or "eager calls"
     std::string variant;  // of combine, and where received rows lie
+    double push_gbps = 0;  // of the link, the largest that a run measured; 0: none did
     PointSets two_ranks;                // whole pairs and slices: what the fit is made of
     std::map<int, PointSets> larger;    // groups of more ranks: never fitted
     nlohmann::json rows = nlohmann::json::array();  // the measured rows, with ranks, slice_of and shape
