@@ -55,8 +55,9 @@ Traffic uniform_traffic(int experts, int topk, int ranks, int64_t tokens) {
     const double most = gets(more > 0 ? experts / ranks + 1 : experts / ranks);
     const double least = gets(experts / ranks);
     const double all = more * most + (ranks - more) * least;
-    const double in = (ranks - 1) * most;
-    return {static_cast<double>(tokens) * std::max(in, all - least), static_cast<double>(tokens) * most, static_cast<double>(tokens) * all};
+    const auto count = static_cast<double>(tokens);
+    // All ranks have as many tokens, so none sends more than the one with most experts receives.
+    return {count * (ranks - 1) * most, count * most, count * all};
 }
 
 Traffic spread_traffic(int topk, int ranks, int64_t tokens) {
