@@ -136,7 +136,7 @@ void copy_out(const DispatchParams &params, int32_t source, int32_t rows) {
 Fault dispatch(const DispatchParams &params, const Watch &watch) {
     const Workspace &ws = params.workspace;
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    const uint32_t epoch = state->dispatch_epoch + 1;
+    const uint32_t epoch = next_epoch(state->dispatch_epoch);
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = std::clamp(*params.tokens_device, 0, params.tokens);

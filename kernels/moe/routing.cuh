@@ -10,7 +10,6 @@ inline constexpr int batch_tokens = 128;
 inline constexpr int block_warps = block_threads / 32;
 inline constexpr unsigned all_lanes = 0xffffffffu;
 static_assert(batch_tokens <= block_threads);
-static_assert(batch_tokens >= max_packet_rows, "a round of packets is one batch");
 
 struct Destination {
     int32_t rank;
@@ -44,36 +43,43 @@ __device__ __forceinline__ Id read_id(const DispatchParams &params, int64_t toke
     return static_cast<const Id *>(params.ids)[token * params.workspace.top_k + k];
 }
 
+inline constexpr int groups_ahead = 2;  // of 32 tokens, whose ids are in flight
+
+// The ranks of a lane's tokens, 32 tokens apart from each other.
 template <class Id, int Words>
-__device__ __forceinline__ RankSet<Words> ranks_of(const DispatchParams &params, int64_t token) {
+__device__ __forceinline__ void ranks_of(const DispatchParams &params, int64_t first_token, int64_t end, RankSet<Words> (&set)[groups_ahead]) {
     constexpr int ahead = 8;  // ids in flight
     constexpr int each = 16 / sizeof(Id);
     struct alignas(16) Ids {
         Id id[each];
     };
     const int top_k = params.workspace.top_k;
-    const Id *at = static_cast<const Id *>(params.ids) + token * top_k;
-    RankSet<Words> set;
     for (int first = 0; first < top_k; first += ahead) {
-        Id ids[ahead];
-        if (params.whole_ids != 0) {
+        Id ids[groups_ahead][ahead];
 #pragma unroll
-            for (int u = 0; u < ahead; u += each) {
-                const Ids some = *reinterpret_cast<const Ids *>(at + min(first + u, top_k - each));
+        for (int g = 0; g < groups_ahead; ++g) {
+            const Id *at = static_cast<const Id *>(params.ids) + min(first_token + g * 32, end - 1) * top_k;
+            if (params.whole_ids != 0) {
 #pragma unroll
-                for (int i = 0; i < each; ++i) ids[u + i] = some.id[i];
+                for (int u = 0; u < ahead; u += each) {
+                    const Ids some = *reinterpret_cast<const Ids *>(at + min(first + u, top_k - each));
+#pragma unroll
+                    for (int i = 0; i < each; ++i) ids[g][u + i] = some.id[i];
+                }
+            } else {
+#pragma unroll
+                for (int u = 0; u < ahead; ++u) ids[g][u] = at[min(first + u, top_k - 1)];
             }
-        } else {
-#pragma unroll
-            for (int u = 0; u < ahead; ++u) ids[u] = at[min(first + u, top_k - 1)];
         }
 #pragma unroll
-        for (int u = 0; u < ahead; ++u) {  // one that is read twice changes nothing
-            const int32_t rank = params.workspace.owners.rank_of(ids[u]);
-            if (rank >= 0) set.add(rank);
+        for (int g = 0; g < groups_ahead; ++g) {
+#pragma unroll
+            for (int u = 0; u < ahead; ++u) {  // one that is read twice changes nothing
+                const int32_t rank = params.workspace.owners.rank_of(ids[g][u]);
+                if (rank >= 0 && first_token + g * 32 < end) set[g].add(rank);
+            }
         }
     }
-    return set;
 }
 
 // Counts the tokens before the block's, [0, end), that go to each rank: all warps, each into its own part.
@@ -81,16 +87,18 @@ template <class Id, int Words>
 __device__ __forceinline__ void count_before(const DispatchParams &params, int64_t end, Routes &routes) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int32_t count[Words] = {};
-    for (int64_t group = warp; group * 32 < end; group += block_warps) {
-        const int64_t token = group * 32 + lane;
-        RankSet<Words> set;
-        if (token < end) set = ranks_of<Id, Words>(params, token);
+    for (int64_t first = warp * groups_ahead * 32; first < end; first += block_warps * groups_ahead * 32) {
+        RankSet<Words> set[groups_ahead];
+        ranks_of<Id, Words>(params, first + lane, end, set);
 #pragma unroll
-        for (int w = 0; w < Words; ++w) {
-            const int bits = min(32, params.workspace.ranks - w * 32);
-            for (int bit = 0; bit < bits; ++bit) {
-                const int32_t tokens = __popc(__ballot_sync(all_lanes, set.bits[w] >> bit & 1u));
-                if (lane == bit) count[w] += tokens;
+        for (int g = 0; g < groups_ahead; ++g) {
+#pragma unroll
+            for (int w = 0; w < Words; ++w) {
+                const int bits = min(32, params.workspace.ranks - w * 32);
+                for (int bit = 0; bit < bits; ++bit) {
+                    const int32_t tokens = __popc(__ballot_sync(all_lanes, set[g].bits[w] >> bit & 1u));
+                    if (lane == bit) count[w] += tokens;
+                }
             }
         }
     }

@@ -78,9 +78,11 @@ void OneSided::prepare(uint64_t generation) {
         ws.top_k = config_.top_k;
         ws.capacity = config_.max_tokens;
         ws.max_distinct = layout_.max_distinct;
-        ws.packet_rows = layout_.packet_rows;
+        ws.dispatch_packet_rows = layout_.dispatch_packet_rows;
+        ws.combine_packet_rows = layout_.combine_packet_rows;
         ws.dispatch_packet_bytes = layout_.dispatch_packet_bytes;
         ws.combine_packet_bytes = layout_.combine_packet_bytes;
+        ws.combine_packet_vectors = layout_.combine_packet_vectors;
         ws.timeout_ns = config_.timeout_ns;
         ws.generation = generation;
         ws.anchor = faults_.anchor();
@@ -104,9 +106,10 @@ void OneSided::reset(size_t slot) {
     const kernels::SlotLayout &layout = layout_.slot;
     unsigned char *mine = workspaces_[slot].mine;
     device_.clear(mine + layout.lines, layout.distinct - layout.lines);
-    const uint64_t rows = static_cast<uint64_t>(layout_.packet_rows);
-    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * rows * layout_.dispatch_packet_bytes);
-    device_.clear(mine + layout.combine_packets, rows * static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
+    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * static_cast<uint64_t>(layout_.dispatch_packet_rows) *
+                                                      layout_.dispatch_packet_bytes);
+    device_.clear(mine + layout.combine_packets, static_cast<uint64_t>(layout_.combine_packet_rows) *
+                                                     static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
     std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
 }
@@ -167,7 +170,8 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.output_stride = output.row_stride;
         payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes | payload.plane_stride);
         payload.output_width = kernels::access_width(bits(output.data) | output.row_stride);
-        payload.packets = layout_.packet_offsets[i];
+        payload.packet_beside = layout_.packet_beside[i];
+        payload.packet_vectors = layout_.packet_vectors[i];
         payload.tiles = static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
         params.row_tiles += payload.tiles;
         shape.add(rows.row_bytes);

@@ -46,6 +46,23 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, 
                                    graph, check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, weighted, jitter,
                                    call_time, baseline, compare, seed, timeout, provider, mask, uneven, slice_of, corrupt)
 
+struct StressOptions {
+    std::string device = "auto";
+    int ranks = 0;  // 0: one per GPU, on the host 2
+    bool threads = false;
+    int64_t pairs = 0;  // 0: until the seconds are over
+    double seconds = 60;
+    int tokens = 640;
+    uint64_t seed = 1;
+    double delay_us = 20;
+    double timeout = 30;
+    std::string provider = "auto";
+    std::string json;
+    std::string corrupt;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StressOptions, device, ranks, threads, pairs, seconds, tokens, seed, delay_us, timeout, provider, json,
+                                   corrupt)
+
 struct LinkOptions {
     std::string device = "auto";
     std::vector<int> gpus = {0, 1};

@@ -19,24 +19,6 @@ namespace perf {
 
 namespace {
 
-void resolve_device(PairOptions &options) {
-    int32_t gpus = 0;
-    const bool known = moelink_device_count(&gpus) == MOELINK_OK;
-    if (options.device == "auto") {
-        options.device = known && gpus > 0 && built_with_cuda() ? "cuda" : "host";
-    }
-    if (options.device == "cuda" && !built_with_cuda()) {
-        throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
-    }
-    if (options.device == "cuda" && gpus == 0) {
-        const std::string why = moelink_last_error();
-        throw std::invalid_argument(fmt::format("--device cuda: no GPU is found{}{}", why.empty() ? "" : ": ", why));
-    }
-    if (options.ranks == 0) {
-        options.ranks = options.device == "cuda" ? std::max(2, gpus) : 2;
-    }
-}
-
 // What can be said before any rank is started.
 void check_options(const PairOptions &options) {
     manager_kind(options.manager);
@@ -62,7 +44,7 @@ void check_options(const PairOptions &options) {
 }  // namespace
 
 int run_pair(PairOptions options, const std::string &command) {
-    resolve_device(options);
+    resolve_device(options.device, options.ranks);
     options.graph = options.graph || (options.sweep && options.device == "cuda");
     options.check = options.check || !options.corrupt.empty();
     check_options(options);
@@ -101,7 +83,8 @@ int run_pair(PairOptions options, const std::string &command) {
         }
     }
     const auto listener = [&](int rank, const nlohmann::json &message) { report.take(rank, message); };
-    const bool ended = options.threads ? run_threads(options, listener) : run_processes(options, listener);
+    const Task task = {"pair", options.device, options.ranks, options.timeout, options};
+    const bool ended = options.threads ? run_threads(task, listener) : run_processes(task, listener);
     return report.finish(ended);
 }
 

@@ -9,13 +9,14 @@
 #include "measure.hpp"
 #include "routing.hpp"
 #include "session.hpp"
+#include "stress_rank.hpp"
 #include "traffic.hpp"
 
 namespace perf {
 
-int ordinal_of(const PairOptions &options, int rank) {
+int ordinal_of(const Task &task, int rank) {
     int32_t count = 0;
-    if (options.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
+    if (task.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
         return -1;
     }
     return rank % count;
@@ -217,6 +218,8 @@ private:
     Verdict verdict_;
 };
 
+}  // namespace
+
 void send_setting(const Session &session, Channel &channel) {
     struct Name {
         char text[128];
@@ -238,30 +241,38 @@ void send_setting(const Session &session, Channel &channel) {
     }
 }
 
-}  // namespace
+namespace {
 
-bool run_rank(const PairOptions &given, const std::function<moelink_group *()> &join, Channel &channel) {
-    try {
-        PairOptions options = given;
-        const auto routings = make_routings(options);
-        channel.send({{"at", "joining the group"}});
-        Session session(options, join());
-        send_setting(session, channel);
-        uint64_t wrong = 0;
-        const size_t cases = options.tokens.size() * routings.size() * options.sm_budgets.size();
-        size_t number = 0;
-        for (const auto &routing : routings) {
-            for (const int tokens : options.tokens) {
-                for (const int budget : options.sm_budgets) {
-                    std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
-                    if (budget > 0) {
-                        name += fmt::format(", {} multiprocessors", budget);
-                    }
-                    wrong += Case(session, routing, tokens, budget, name, channel).run();
+// Every case of the options, one after another. Returns the number of wrong values.
+uint64_t run_cases(PairOptions options, const std::function<moelink_group *()> &join, Channel &channel) {
+    const auto routings = make_routings(options);
+    channel.send({{"at", "joining the group"}});
+    Session session(options, join());
+    send_setting(session, channel);
+    uint64_t wrong = 0;
+    const size_t cases = options.tokens.size() * routings.size() * options.sm_budgets.size();
+    size_t number = 0;
+    for (const auto &routing : routings) {
+        for (const int tokens : options.tokens) {
+            for (const int budget : options.sm_budgets) {
+                std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
+                if (budget > 0) {
+                    name += fmt::format(", {} multiprocessors", budget);
                 }
+                wrong += Case(session, routing, tokens, budget, name, channel).run();
             }
         }
-        must(moelink_group_finalize(session.group()), "moelink_group_finalize");
+    }
+    must(moelink_group_finalize(session.group()), "moelink_group_finalize");
+    return wrong;
+}
+
+}  // namespace
+
+bool run_rank(const Task &task, const std::function<moelink_group *()> &join, Channel &channel) {
+    try {
+        const uint64_t wrong = task.kind == "stress" ? run_stress_rank(task.options.get<StressOptions>(), join, channel)
+                                                     : run_cases(task.options.get<PairOptions>(), join, channel);
         channel.send({{"done", wrong}});
         return true;
     } catch (const std::exception &error) {

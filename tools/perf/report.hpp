@@ -1,7 +1,6 @@
 // What a person sees, and the JSON file.
 #pragma once
 
-#include <chrono>
 #include <string>
 #include <vector>
 
@@ -9,6 +8,7 @@
 
 #include "compare.hpp"
 #include "options.hpp"
+#include "progress.hpp"
 
 namespace perf {
 
@@ -29,20 +29,16 @@ public:
 private:
     void print_head();
     void print_row(const nlohmann::json &row);
-    void show_progress(const std::string &text);
-    void clear_progress();
 
     const PairOptions &options_;
     nlohmann::json document_;
     std::vector<std::string> notes_;
     std::vector<Peers> peers_;
     double push_gbps_ = 0;
-    bool terminal_;
     bool head_printed_ = false;
-    bool progress_shown_ = false;
+    Progress progress_;
     bool wrong_ = false;
     int errors_ = 0;
-    std::chrono::steady_clock::time_point last_progress_;
 };
 
 // Writes a document to a file, or to standard output for "-". Throws std::runtime_error.
