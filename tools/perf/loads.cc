@@ -7,7 +7,7 @@
 
 #include <moelink/moelink.h>
 
-#include "session.hpp"
+#include "status.hpp"
 
 namespace perf {
 

@@ -12,6 +12,7 @@
 #include "launcher.hpp"
 #include "link.hpp"
 #include "litmus.hpp"
+#include "model.hpp"
 #include "pair.hpp"
 #include "shapes.hpp"
 #include "stress.hpp"
@@ -35,6 +36,8 @@ Examples:
       The shape of another model.
   moelink-perf pair --graph --tokens 4096 --sm-budget 4,8,16,24,32,64,0 --json budgets.json
       How few multiprocessors are enough.
+  moelink-perf pair --ranks 2 --graph --tokens 1,32,128,1024,4096 --slice-of 8 --check --json slice8.json
+      The rows of one link in a group of eight, for moelink-perf model.
 )";
 
 constexpr const char *stress_examples = R"(
@@ -65,6 +68,19 @@ Examples:
       Between blocks of one GPU.
 )";
 
+constexpr const char *model_examples = R"(
+Examples:
+  moelink-perf pair --device cuda --ranks 2 --sweep --check --json whole.json
+  moelink-perf pair --device cuda --ranks 2 --graph --tokens 1,32,128,512,4096 --slice-of 8 --check --json slice8.json
+  moelink-perf pair --device cuda --ranks 2 --graph --tokens 1,32,128,512,4096 --slice-of 32 --check --json slice32.json
+  moelink-perf link --device cuda --json link.json
+  moelink-perf model whole.json slice8.json slice32.json --link link.json --published tests/data/published_ep.json --json model.json
+  tools/plot model.json -o model.png
+      MODELLED times of EP4 to EP72 from runs on two GPUs, with the errors on points that had no part in the fit.
+  moelink-perf model whole.json slice8.json --shape kimi-k2 --groups 8,16 --tokens 64,4096 --routing zipf:1.0
+      Another shape and routing than those that were measured.
+)";
+
 constexpr const char *eplb_plan_examples = R"(
 Examples:
   moelink-perf eplb-plan --loads expert_load.csv --ranks 32 --replay
@@ -78,29 +94,8 @@ Examples:
 A load file has lines of NAME,LOAD,LOAD,... (one layer), or is a trace of moelink_eplb_trace_save (docs/eplb.md).
 )";
 
-void add_pair(CLI::App &app, perf::PairOptions &options) {
-    app.footer(pair_examples);
-    app.option_defaults()->take_last();
-    app.add_option("--device", options.device, "host, cuda, or auto: CUDA where a GPU is found")
-        ->check(CLI::IsMember({"auto", "host", "cuda"}))
-        ->capture_default_str();
-    app.add_option("--ranks", options.ranks, "ranks; 0: one a GPU (at least 2), on the host 2. Ranks take GPUs in turn")
-        ->check(CLI::Range(0, int{MOELINK_GROUP_MAX_RANKS}))
-        ->capture_default_str();
-    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
-    CLI::Option *tokens = app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
-        ->delimiter(',')
-        ->take_all()
-        ->check(CLI::Range(1, 1 << 24))
-        ->capture_default_str();
-    app.add_flag_callback(
-           "--sweep",
-           [&] {
-               options.sweep = true;
-               options.tokens.assign(perf::sweep_tokens.begin(), perf::sweep_tokens.end());
-           },
-           "the headline's table: --tokens 1,8,32,64,128,256,512,1024,2048,4096, and on CUDA --graph")
-        ->excludes(tokens);
+// What is moved: the shape of the model, and which experts tokens name.
+void add_shape(CLI::App &app, perf::PairOptions &options) {
     CLI::Option *hidden = app.add_option("--hidden", options.hidden, "values in a token's row")
                               ->check(CLI::Range(1, 1 << 20))
                               ->capture_default_str();
@@ -139,10 +134,36 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->expected(1)
         ->take_all()
         ->capture_default_str();
+}
+
+void add_pair(CLI::App &app, perf::PairOptions &options) {
+    app.footer(pair_examples);
+    app.option_defaults()->take_last();
+    app.add_option("--device", options.device, "host, cuda, or auto: CUDA where a GPU is found")
+        ->check(CLI::IsMember({"auto", "host", "cuda"}))
+        ->capture_default_str();
+    app.add_option("--ranks", options.ranks, "ranks; 0: one a GPU (at least 2), on the host 2. Ranks take GPUs in turn")
+        ->check(CLI::Range(0, int{MOELINK_GROUP_MAX_RANKS}))
+        ->capture_default_str();
+    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
+    CLI::Option *tokens = app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
+        ->delimiter(',')
+        ->take_all()
+        ->check(CLI::Range(1, 1 << 24))
+        ->capture_default_str();
+    app.add_flag_callback(
+           "--sweep",
+           [&] {
+               options.sweep = true;
+               options.tokens.assign(perf::sweep_tokens.begin(), perf::sweep_tokens.end());
+           },
+           "the headline's table: --tokens 1,8,32,64,128,256,512,1024,2048,4096, and on CUDA --graph")
+        ->excludes(tokens);
+    add_shape(app, options);
     app.add_option("--mask", options.mask, "share of the ids that is replaced by -1")
         ->check(CLI::Range(0.0, 1.0))
         ->capture_default_str();
-    app.add_flag("--uneven", options.uneven, "token counts rise from none on rank 0 to --tokens on the last rank");
+    CLI::Option *uneven = app.add_flag("--uneven", options.uneven, "token counts rise from none on rank 0 to --tokens on the last rank");
     app.add_flag("--check", options.check,
                  "compare every value with a computation that uses no MoELink call, before and after timing");
     app.add_flag("--graph", options.graph, "time replays of a CUDA graph instead of eager calls");
@@ -170,15 +191,23 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
     app.add_flag("--jitter", options.jitter, "also stamp each of many pairs in a row: p99 over p50, and the longest");
     app.add_flag("--call-time", options.call_time,
                  "CUDA: also the host's time in one eager call, beside a bare launch with as many parameter bytes");
-    app.add_flag("--baseline", options.baseline,
+    CLI::Option *baseline = app.add_flag("--baseline", options.baseline,
                  "also time all-gather and reduce-scatter in the same processes: NCCL on CUDA, shared memory on the host")
         ->excludes(weighted);
-    app.add_option("--compare", options.compare,
+    CLI::Option *compare = app.add_option("--compare", options.compare,
                    "a JSON file of figures from elsewhere: {meta: {machine, date, shape}, rows: [{lib, dtype, tokens, pair_us}]}, "
                    "or what --json wrote; prints the ratio; may be given several times")
         ->expected(1)
         ->take_all()
         ->check(CLI::ExistingFile);
+    app.add_option("--slice-of", options.slice_of,
+                   "two ranks run the share of ranks 0 and 1 in a group of this many: only the rows that one sends to the other, so the\n"
+                   "bytes of one link there; for moelink-perf model. 0: off")
+        ->check(CLI::Range(0, int{MOELINK_GROUP_MAX_RANKS}))
+        ->capture_default_str()
+        ->excludes(uneven)
+        ->excludes(baseline)
+        ->excludes(compare);
     app.add_option("--provider", options.provider, "memory of the workspace: auto, fabric, posix-fd, cuda-ipc or host-shm")
         ->capture_default_str();
     app.add_option("--seed", options.seed, "of tokens, routes and weights; the same seed gives the same values")
@@ -252,6 +281,37 @@ void add_litmus(CLI::App &app, perf::LitmusOptions &options) {
     app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
 }
 
+void add_model(CLI::App &app, perf::ModelOptions &options) {
+    app.footer(model_examples);
+    app.option_defaults()->take_last();
+    app.add_option("runs", options.runs,
+                   "JSON files of moelink-perf pair with the one-sided manager on one machine. Runs of two ranks, whole or with --slice-of,\n"
+                   "are fitted; those of larger groups are only predicted")
+        ->required()
+        ->take_all()
+        ->check(CLI::ExistingFile);
+    app.add_option("--groups", options.groups, "ranks of the groups that are modelled, a list")
+        ->delimiter(',')
+        ->take_all()
+        ->check(CLI::Range(2, int{MOELINK_GROUP_MAX_RANKS}))
+        ->capture_default_str();
+    options.pair.tokens.assign(perf::sweep_tokens.begin(), perf::sweep_tokens.end());
+    app.add_option("--tokens", options.pair.tokens, "tokens on each rank, a list")
+        ->delimiter(',')
+        ->take_all()
+        ->check(CLI::Range(1, 1 << 24))
+        ->capture_default_str();
+    add_shape(app, options.pair);
+    app.add_option("--seed", options.pair.seed, "of drawn routes")->capture_default_str();
+    app.add_option("--link", options.link, "JSON of moelink-perf link --device cuda: how long flags to many ranks take, which is t_sync")
+        ->check(CLI::ExistingFile);
+    app.add_option("--published", options.published,
+                   "JSON of published times, such as tests/data/published_ep.json: the formula, fitted on a library's smallest group, must\n"
+                   "predict its larger ones; and our modelled times over theirs")
+        ->check(CLI::ExistingFile);
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
+}
+
 void add_eplb_plan(CLI::App &app, perf::EplbPlanOptions &options) {
     app.footer(eplb_plan_examples);
     app.option_defaults()->take_last();
@@ -296,18 +356,21 @@ int main(int argc, char **argv) {
     perf::LinkOptions link;
     perf::LitmusOptions litmus;
     perf::EplbPlanOptions eplb_plan;
+    perf::ModelOptions model;
     CLI::App *pair_command = app.add_subcommand("pair", "dispatch and combine of one manager: checked, timed, in a table");
     CLI::App *stress_command = app.add_subcommand("stress", "a great number of random pairs, every value checked on the device");
     CLI::App *link_command = app.add_subcommand("link", "the machine's own limits: copies, links, flags; no MoELink involved");
     CLI::App *litmus_command =
         app.add_subcommand("litmus", "small programs on two GPUs: which orders of memory accesses come about; no MoELink involved");
     CLI::App *eplb_plan_command = app.add_subcommand("eplb-plan", "expert placement planned from loads in a file: balance, copies, time");
+    CLI::App *model_command = app.add_subcommand("model", "MODELLED times of larger groups, from pair runs on two ranks");
     CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
     add_pair(*pair_command, pair);
     add_stress(*stress_command, stress);
     add_link(*link_command, link);
     add_litmus(*litmus_command, litmus);
     add_eplb_plan(*eplb_plan_command, eplb_plan);
+    add_model(*model_command, model);
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError &error) {
@@ -324,6 +387,9 @@ int main(int argc, char **argv) {
         }
         if (eplb_plan_command->parsed()) {
             return perf::run_eplb_plan(eplb_plan, command);
+        }
+        if (model_command->parsed()) {
+            return perf::run_model(model, command);
         }
         if (stress_command->parsed()) {
             return perf::run_stress(stress, command);

@@ -39,11 +39,12 @@ struct PairOptions {
     std::string provider = "auto";
     double mask = 0;
     bool uneven = false;
+    int slice_of = 0;  // ranks of the group of which two ranks' slices run; 0: the whole of this one
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, sweep, hidden, topk, experts, dtype, routing,
                                    graph, check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, weighted, jitter,
-                                   call_time, baseline, compare, seed, timeout, provider, mask, uneven, corrupt)
+                                   call_time, baseline, compare, seed, timeout, provider, mask, uneven, slice_of, corrupt)
 
 struct StressOptions {
     std::string device = "auto";
@@ -96,6 +97,15 @@ struct EplbPlanOptions {
     double deadline_ms = 0;
     int threads = 0;
     int repeat = 5;
+    std::string json;
+};
+
+struct ModelOptions {
+    PairOptions pair;  // shape, tokens, routing and seed of what is modelled; its ranks are set for each group
+    std::vector<std::string> runs;
+    std::string link;
+    std::string published;
+    std::vector<int> groups = {4, 8, 16, 32, 72};
     std::string json;
 };
 

@@ -31,6 +31,14 @@ void check_options(const PairOptions &options) {
     if (options.uneven && options.ranks < 2) {
         throw std::invalid_argument("--uneven needs at least two ranks");
     }
+    if (options.slice_of > 0 && options.ranks != 2) {
+        throw std::invalid_argument(
+            fmt::format("--slice-of runs two ranks' share of a larger group, and there are {} ranks", options.ranks));
+    }
+    if (options.experts > 0 && options.slice_of > options.experts) {
+        throw std::invalid_argument(
+            fmt::format("--slice-of is {} but there are only {} experts: not one a rank", options.slice_of, options.experts));
+    }
 }
 
 }  // namespace

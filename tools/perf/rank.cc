@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -9,6 +10,7 @@
 #include "routing.hpp"
 #include "session.hpp"
 #include "stress_rank.hpp"
+#include "traffic.hpp"
 
 namespace perf {
 
@@ -137,36 +139,33 @@ private:
     }
 
     nlohmann::json row_of(const Job &job, const Measured &measured) const {
-        int64_t dispatch_rows = 0;
-        int64_t combine_rows = 0;
+        const Traffic traffic = count_traffic(world_);
+        double gathered = 0;  // what an all-gather moves to or from the busiest rank
         int64_t most_received = 0;
         int64_t all_received = 0;
         const int ranks = session_.ranks();
+        const int64_t all_tokens = std::accumulate(world_.tokens.begin(), world_.tokens.end(), int64_t{0});
         for (int rank = 0; rank < ranks; ++rank) {
-            int64_t out = 0;
-            int64_t in = 0;
-            int64_t gathered = 0;
-            for (int peer = 0; peer < ranks; ++peer) {
-                if (peer != rank) {
-                    out += world_.rows_between(rank, peer);
-                    in += world_.rows_between(peer, rank);
-                    gathered += world_.tokens[static_cast<size_t>(peer)];
-                }
+            int64_t received = 0;
+            for (int source = 0; source < ranks; ++source) {
+                received += world_.rows_between(source, rank);
             }
-            const int64_t received = in + world_.rows_between(rank, rank);
             most_received = std::max(most_received, received);
             all_received += received;
-            const int64_t own = world_.tokens[static_cast<size_t>(rank)] * (ranks - 1);
-            dispatch_rows = std::max({dispatch_rows, job.gathers_all() ? std::max(gathered, own) : std::max(in, out)});
-            combine_rows = std::max({combine_rows, job.own_rounding() ? std::max(gathered, own) : std::max(in, out)});
+            const int64_t here = world_.tokens[static_cast<size_t>(rank)];
+            gathered = std::max(gathered, static_cast<double>(std::max(all_tokens - here, here * (ranks - 1))));
         }
+        const double dispatch_rows = job.gathers_all() ? gathered : traffic.crossed;
+        const double combine_rows = job.own_rounding() ? gathered : traffic.crossed;
         const double row_bytes = static_cast<double>(world_.hidden) * world_.dtype.bytes;
-        const double bytes = static_cast<double>(dispatch_rows + combine_rows) * row_bytes;
+        const double bytes = (dispatch_rows + combine_rows) * row_bytes;
         nlohmann::json row = {
             {"tokens", world_.most_tokens()},
             {"routing", routing_.name},
             {"sm_budget", sm_budget_},
-            {"rows_crossed", dispatch_rows},
+            {"rows_crossed", static_cast<int64_t>(dispatch_rows)},
+            {"rows_own", static_cast<int64_t>(traffic.own)},
+            {"rows_sent", static_cast<int64_t>(traffic.sent)},
             {"bytes_crossed", bytes},
             {"dispatch_us_p50", measured.dispatch.p50},
             {"dispatch_us_p99", measured.dispatch.p99},

@@ -8,16 +8,13 @@
 
 #include <moelink/moelink.h>
 
+#include "table.hpp"
+
 namespace perf {
 
 namespace {
 
 using nlohmann::json;
-
-// Four significant digits as far as that goes.
-std::string number(double value) {
-    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
-}
 
 std::string count(const json &row, const char *key) {
     return std::to_string(row.at(key).get<int64_t>());
@@ -92,11 +89,6 @@ const Column columns[] = {
 
 std::string cell(const Column &column, const std::string &text) {
     return column.width < 0 ? fmt::format("{:<{}}", text, -column.width) : fmt::format("{:>{}}", text, column.width);
-}
-
-void print_line(std::string line) {
-    line.resize(line.find_last_not_of(' ') + 1);
-    fmt::print("{}\n", line);
 }
 
 bool shown(const Column &column, const PairOptions &options, double push_gbps) {
@@ -210,8 +202,12 @@ void Report::print_head() {
     }
     fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), options_.ranks,
                options_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
-    fmt::print("{}, hidden {} {}, top-{} of {} experts, {}\n\n", options_.manager, options_.hidden, options_.dtype, options_.topk,
+    fmt::print("{}, hidden {} {}, top-{} of {} experts, {}\n", options_.manager, options_.hidden, options_.dtype, options_.topk,
                options_.experts, options_.graph ? "graph replay" : "eager calls");
+    if (options_.slice_of > 0) {
+        fmt::print("of a group of {} ranks: only the rows that ranks 0 and 1 send to each other\n", options_.slice_of);
+    }
+    fmt::print("\n");
     std::string heads;
     std::string units;
     for (const Column &column : columns) {

@@ -24,7 +24,8 @@ struct Routing {
 std::vector<Routing> make_routings(PairOptions &options);
 
 // [tokens, topk] expert ids of a rank. Draws without replacement with probability proportional to the loads; a share `mask` of
-// the ids is replaced by -1.
+// the ids is replaced by -1. With options.slice_of, the tokens are those of ranks 0 and 1 of that larger group, and only the experts of the
+// one peer are left.
 std::vector<int32_t> route(const Routing &routing, const PairOptions &options, int rank, int64_t tokens);
 // [tokens, topk] positive weights; each row sums to 1.
 std::vector<float> draw_weights(const PairOptions &options, int rank, int64_t tokens);

@@ -9,16 +9,6 @@
 
 namespace perf {
 
-void must(moelink_status status, const char *call) {
-    if (status == MOELINK_OK) {
-        return;
-    }
-    const std::string text = moelink_last_error();  // begins with the call
-    const char *name = moelink_status_name(status);
-    throw std::runtime_error(text.empty() ? fmt::format("{}: {} ({})", call, moelink_status_string(status), name)
-                                          : fmt::format("{} ({})", text, name));
-}
-
 int32_t manager_kind(const std::string &name) {
     std::string known;
     for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {

@@ -11,11 +11,9 @@
 #include "check.hpp"
 #include "device.hpp"
 #include "options.hpp"
+#include "status.hpp"
 
 namespace perf {
-
-// Throws std::runtime_error with the call, the status and the library's text.
-void must(moelink_status status, const char *call);
 
 struct GroupCloser {
     void operator()(moelink_group *group) const { moelink_group_destroy(group); }
