@@ -419,6 +419,8 @@ SAME(ncclCommInitRankConfig, comm_init_rank_config);
 SAME(ncclCommDestroy, comm_destroy);
 SAME(ncclCommAbort, comm_abort);
 SAME(ncclCommGetAsyncError, comm_async_error);
+SAME(ncclCommCount, comm_count);
+SAME(ncclCommUserRank, comm_user_rank);
 SAME(ncclAllGather, all_gather);
 SAME(ncclReduceScatter, reduce_scatter);
 SAME(ncclBroadcast, broadcast);

@@ -44,12 +44,13 @@ NcclResult settled(NcclComm comm) {
 
 int value(int from, int to, int at) { return 1000003 * from + 10007 * to + at; }
 
-// All to all with more bytes than a ring holds, of a different length for every pair, to itself too.
+// All to all with more bytes than a ring holds, of a different length for every pair, to itself too; then a word to each that must
+// not overtake them.
 void exchange(rank_context *ctx, NcclComm comm) {
     const auto count = [](int from, int to) { return static_cast<size_t>(5000 * from + 300 * to); };
     std::vector<std::vector<int>> out(static_cast<size_t>(ctx->size)), in(out);
-    const NcclResult accepted = nccl().group_start();
-    RANK_EQUAL(ctx, accepted, nccl_success);
+    std::vector<int> words(static_cast<size_t>(ctx->size), -1);
+    RANK_EQUAL(ctx, nccl().group_start(), nccl_success);
     for (int peer = 0; peer < ctx->size; ++peer) {
         auto &to = out[static_cast<size_t>(peer)];
         to.resize(count(ctx->rank, peer));
@@ -58,10 +59,13 @@ void exchange(rank_context *ctx, NcclComm comm) {
         RANK_EQUAL(ctx, nccl().send(to.data(), to.size(), nccl_int32, peer, comm, nullptr), nccl_success);
         auto &from = in[static_cast<size_t>(peer)];
         RANK_EQUAL(ctx, nccl().recv(from.data(), from.size(), nccl_int32, peer, comm, nullptr), nccl_success);
+        RANK_EQUAL(ctx, nccl().send(&ctx->rank, 1, nccl_int32, peer, comm, nullptr), nccl_success);
+        RANK_EQUAL(ctx, nccl().recv(&words[static_cast<size_t>(peer)], 1, nccl_int32, peer, comm, nullptr), nccl_success);
     }
     check_nccl(nccl().group_end(), "ncclGroupEnd", comm);
     RANK_EQUAL(ctx, settled(comm), nccl_success);
     for (int peer = 0; peer < ctx->size; ++peer) {
+        RANK_EQUAL(ctx, words[static_cast<size_t>(peer)], peer);
         const auto &from = in[static_cast<size_t>(peer)];
         for (size_t i = 0; i < from.size(); ++i) RANK_EQUAL(ctx, from[i], value(peer, ctx->rank, static_cast<int>(i)));
     }

@@ -138,8 +138,8 @@ std::string describe_exit(int status) {
 
 class Processes {
 public:
-    Processes(const PairOptions &options, const Listener &listener)
-        : options_(options), listener_(listener), watch_(options), children_(static_cast<size_t>(options.ranks)) {}
+    Processes(const Task &task, const Listener &listener)
+        : task_(task), listener_(listener), watch_(task.run), children_(static_cast<size_t>(task.run.ranks)) {}
     ~Processes() {
         for (Child &child : children_) {
             if (child.running) {
@@ -157,10 +157,10 @@ public:
         moelink_unique_id id;
         moelink_rendezvous *made = nullptr;
         // The ranks are children of this process: the loopback address reaches them all.
-        must(moelink_rendezvous_create("127.0.0.1", options_.ranks, &made, &id), "moelink_rendezvous_create");
+        must(moelink_rendezvous_create("127.0.0.1", task_.run.ranks, &made, &id), "moelink_rendezvous_create");
         const std::unique_ptr<moelink_rendezvous, void (*)(moelink_rendezvous *)> rendezvous(made, moelink_rendezvous_destroy);
         for (size_t rank = 0; rank < children_.size(); ++rank) {
-            const nlohmann::json task = {{"rank", rank}, {"id", hex(id)}, {"options", options_}};
+            const nlohmann::json task = {{"command", task_.command}, {"rank", rank}, {"id", hex(id)}, {"options", task_.options}};
             write_all(children_[rank].input.get(), task.dump() + "\n");
             children_[rank].input.close();
         }
@@ -308,7 +308,7 @@ private:
         return ::poll(&polled, 1, 0) > 0;
     }
 
-    const PairOptions &options_;
+    const Task &task_;
     const Listener &listener_;
     Watch watch_;
     std::vector<Child> children_;
@@ -330,8 +330,8 @@ private:
 
 }  // namespace
 
-bool run_processes(const PairOptions &options, const Listener &listener) {
-    return Processes(options, listener).run();
+bool run_ranks(const Task &task, const Listener &listener) {
+    return task.run.threads ? run_threads(task, listener) : Processes(task, listener).run();
 }
 
 int rank_main() {
@@ -339,30 +339,30 @@ int rank_main() {
     StdoutChannel channel;
     std::string line;
     std::getline(std::cin, line);
-    const auto task = nlohmann::json::parse(line, nullptr, false);
-    if (!task.is_object()) {
-        std::cerr << "moelink-perf rank is started by moelink-perf pair, not by hand\n";
+    const auto given = nlohmann::json::parse(line, nullptr, false);
+    if (!given.is_object()) {
+        std::cerr << "moelink-perf rank is started by moelink-perf itself, not by hand\n";
         return 2;
     }
-    const auto options = task.at("options").get<PairOptions>();
-    const int rank = task.at("rank");
+    const Task task{given.at("command"), given.at("options").get<RunOptions>(), given.at("options")};
+    const int rank = given.at("rank");
     moelink_unique_id id{};
-    const std::string text = task.at("id");
+    const std::string text = given.at("id");
     for (size_t i = 0; i < sizeof id.bytes; ++i) {
         id.bytes[i] = static_cast<uint8_t>(std::stoi(text.substr(2 * i, 2), nullptr, 16));
     }
     const auto join = [&] {
         moelink_group_params params = MOELINK_GROUP_PARAMS_INIT;
         params.rank = rank;
-        params.size = options.ranks;
-        params.device = options.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
-        params.device_ordinal = ordinal_of(options, rank);
-        params.timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
+        params.size = task.run.ranks;
+        params.device = task.run.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
+        params.device_ordinal = ordinal_of(task.run, rank);
+        params.timeout_ns = static_cast<uint64_t>(task.run.timeout * 1e9);
         moelink_group *group = nullptr;
         must(moelink_group_create(&id, &params, &group), "moelink_group_create");
         return group;
     };
-    return run_rank(options, join, channel) ? 0 : 1;
+    return run_rank(task, join, channel) ? 0 : 1;
 }
 
 }  // namespace perf

@@ -14,9 +14,17 @@ namespace perf {
 // wrote elsewhere.
 using Listener = std::function<void(int rank, const nlohmann::json &message)>;
 
-// Each returns true when every rank came to its end. Failures have gone to the listener as {"error": text} with their rank.
-bool run_processes(const PairOptions &options, const Listener &listener);
-bool run_threads(const PairOptions &options, const Listener &listener);
+// What ranks are started for.
+struct Task {
+    std::string command;  // "pair" or "eplb"
+    RunOptions run;
+    nlohmann::json options;  // all of the command's
+};
+
+// As processes, or as threads of this one. Returns true when every rank came to its end. Failures have gone to the listener as
+// {"error": text} with their rank.
+bool run_ranks(const Task &task, const Listener &listener);
+bool run_threads(const Task &task, const Listener &listener);
 
 // The main function of a rank's process: reads its task from standard input, writes messages to standard output.
 int rank_main();

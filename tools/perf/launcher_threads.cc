@@ -53,7 +53,8 @@ private:
 
 }  // namespace
 
-bool run_threads(const PairOptions &options, const Listener &listener) {
+bool run_threads(const Task &task, const Listener &listener) {
+    const RunOptions &options = task.run;
     const auto ranks = static_cast<size_t>(options.ranks);
     std::vector<moelink_group_params> params(ranks, moelink_group_params MOELINK_GROUP_PARAMS_INIT);
     for (size_t rank = 0; rank < ranks; ++rank) {
@@ -70,7 +71,7 @@ bool run_threads(const PairOptions &options, const Listener &listener) {
     for (size_t rank = 0; rank < ranks; ++rank) {
         threads.emplace_back([&, rank] {
             ThreadChannel channel(inbox, static_cast<int>(rank));
-            const bool ended = run_rank(options, [&] { return groups[rank]; }, channel);
+            const bool ended = run_rank(task, [&] { return groups[rank]; }, channel);
             inbox.put(static_cast<int>(rank), {{"left", ended}});
         });
     }

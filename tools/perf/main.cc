@@ -8,6 +8,7 @@
 
 #include <moelink/moelink.h>
 
+#include "eplb.hpp"
 #include "eplb_plan.hpp"
 #include "launcher.hpp"
 #include "link.hpp"
@@ -54,8 +55,19 @@ Examples:
 A load file has lines of NAME,LOAD,LOAD,... (one layer), or is a trace of moelink_eplb_trace_save (docs/eplb.md).
 )";
 
-void add_pair(CLI::App &app, perf::PairOptions &options) {
-    app.footer(pair_examples);
+constexpr const char *eplb_examples = R"(
+Examples:
+  moelink-perf eplb --loads expert_load.csv --ranks 4 --layers 4 --check
+      Traffic goes from topic to topic of the file. For each change: a plan from the map in use, the experts' weights moved as it
+      says, every byte of every slot compared, and dispatch and combine of the new traffic with the old map and with the new one.
+  moelink-perf eplb --loads expert_load.csv --device cuda --ranks 2 --layers 4 --expert-bytes 44040192 --staging 4 --check --json eplb.json
+      Experts as large as DeepSeek-V3's in fp8.
+  moelink-perf eplb --loads trace.txt --ranks 8 --slots 288 --back-end staged --from-scratch
+      Through host memory, and with as much to move as a plan from scratch makes.
+)";
+
+// What all commands that start ranks have.
+void add_run(CLI::App &app, perf::RunOptions &options) {
     app.option_defaults()->take_last();
     app.add_option("--device", options.device, "host, cuda, or auto: CUDA where a GPU is found")
         ->check(CLI::IsMember({"auto", "host", "cuda"}))
@@ -63,6 +75,18 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
     app.add_option("--ranks", options.ranks, "ranks; 0: one a GPU (at least 2), on the host 2. Ranks take GPUs in turn")
         ->check(CLI::Range(0, int{MOELINK_GROUP_MAX_RANKS}))
         ->capture_default_str();
+    app.add_flag("--threads", options.threads, "ranks are threads of one process instead of processes");
+    app.add_option("--seed", options.seed, "of tokens, routes, weights and the like; the same seed gives the same values")
+        ->capture_default_str();
+    app.add_option("--timeout", options.timeout, "[s] of every wait for another rank")
+        ->check(CLI::Range(0.1, 86400.0))
+        ->capture_default_str();
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
+}
+
+void add_pair(CLI::App &app, perf::PairOptions &options) {
+    app.footer(pair_examples);
+    add_run(app, options);
     app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
     CLI::Option *tokens = app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
         ->delimiter(',')
@@ -132,7 +156,6 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
     app.add_option("--warmup", options.warmup, "repetitions before the timed ones")
         ->check(CLI::Range(0, 100000))
         ->capture_default_str();
-    app.add_flag("--threads", options.threads, "ranks are threads of one process instead of processes");
     app.add_option("--sm-budget", options.sm_budgets,
                    "multiprocessors that a kernel may use, a list: one row of the table each; 0: automatic")
         ->delimiter(',')
@@ -157,12 +180,6 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->check(CLI::ExistingFile);
     app.add_option("--provider", options.provider, "memory of the workspace: auto, fabric, posix-fd, cuda-ipc or host-shm")
         ->capture_default_str();
-    app.add_option("--seed", options.seed, "of tokens, routes and weights; the same seed gives the same values")
-        ->capture_default_str();
-    app.add_option("--timeout", options.timeout, "[s] of every wait for another rank")
-        ->check(CLI::Range(0.1, 86400.0))
-        ->capture_default_str();
-    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
     app.add_option("--corrupt", options.corrupt,
                    "self-test: damage one value of the last rank after 'dispatch' or 'combine'; must fail")
         ->check(CLI::IsMember({"dispatch", "combine"}))
@@ -216,6 +233,51 @@ void add_eplb_plan(CLI::App &app, perf::EplbPlanOptions &options) {
     app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
 }
 
+void add_eplb(CLI::App &app, perf::EplbOptions &options) {
+    app.footer(eplb_examples);
+    add_run(app, options);
+    app.add_option("--loads", options.loads, "file of expert loads, one step or topic after the other")->required();
+    app.add_option("--layers", options.layers, "layers; 0: as many as the file has; more are its layers with the experts turned")
+        ->check(CLI::Range(0, int{MOELINK_EPLB_MAX_LAYERS}))
+        ->capture_default_str();
+    app.add_option("--experts", options.experts, "experts of a layer; 0: as many as the file has; fewer share the others' load")
+        ->check(CLI::Range(0, int{MOELINK_EPLB_MAX_EXPERTS}))
+        ->capture_default_str();
+    app.add_option("--slots", options.slots,
+                   "physical experts of a layer, over all ranks: a multiple of the ranks; 0: at least an eighth more than the experts")
+        ->check(CLI::Range(0, int{MOELINK_EPLB_MAX_SLOTS}))
+        ->capture_default_str();
+    app.add_option("--changes", options.changes, "changes of traffic; 0: all that the file has")
+        ->check(CLI::Range(0, int{MOELINK_EPLB_MAX_STEPS}))
+        ->capture_default_str();
+    app.add_option("--back-end", options.back_end, "auto, nccl-own, staged or read, or one of vLLM's names for them")->capture_default_str();
+    app.add_option("--staging", options.staging, "experts that a rank may have on their way beside its live rows")
+        ->check(CLI::Range(1, 1 << 16))
+        ->capture_default_str();
+    app.add_option("--expert-bytes", options.expert_bytes, "[bytes] of one expert's weights in one layer")
+        ->check(CLI::Range(uint64_t{16}, uint64_t{1} << 32))
+        ->capture_default_str();
+    app.add_flag("--from-scratch", options.from_scratch, "plan without regard to the map in use, for much to move");
+    app.add_flag("--checksum", options.checksum, "a code over every expert, made by the sender and compared by the receiver");
+    app.add_option("--repeat", options.repeat, "times that a move is made, back and forth, of which the median is shown")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter or reference")->capture_default_str();
+    app.add_option("--policy", options.policy, "how a token's copy of an expert is chosen: round-robin, hashed or capacity")
+        ->capture_default_str();
+    app.add_option("--tokens", options.tokens, "tokens on each rank")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    app.add_option("--hidden", options.hidden, "values in a token's row")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+    app.add_option("--topk", options.topk, "experts of each token")->check(CLI::Range(1, 1 << 16))->capture_default_str();
+    app.add_option("--dtype", options.dtype, "bf16, fp16 or fp32")->capture_default_str();
+    app.add_option("--iterations", options.iterations, "timed repetitions of the pair; 0: about a second's worth, 5 to 200")
+        ->check(CLI::Range(0, 100000))
+        ->capture_default_str();
+    app.add_flag("--check", options.check, "compare every byte of every slot after each move");
+    app.add_option("--corrupt", options.corrupt, "self-test: damage one byte of the last rank after the 'move'; must fail")
+        ->check(CLI::IsMember({"move"}))
+        ->group("");
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -228,13 +290,16 @@ int main(int argc, char **argv) {
     perf::PairOptions pair;
     perf::LinkOptions link;
     perf::EplbPlanOptions eplb_plan;
+    perf::EplbOptions eplb;
     CLI::App *pair_command = app.add_subcommand("pair", "dispatch and combine of one manager: checked, timed, in a table");
     CLI::App *link_command = app.add_subcommand("link", "the machine's own limits: copies, links, flags; no MoELink involved");
     CLI::App *eplb_plan_command = app.add_subcommand("eplb-plan", "expert placement planned from loads in a file: balance, copies, time");
+    CLI::App *eplb_command = app.add_subcommand("eplb", "traffic that changes: experts planned and moved, every byte checked, timed");
     CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
     add_pair(*pair_command, pair);
     add_link(*link_command, link);
     add_eplb_plan(*eplb_plan_command, eplb_plan);
+    add_eplb(*eplb_command, eplb);
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError &error) {
@@ -251,6 +316,9 @@ int main(int argc, char **argv) {
         }
         if (eplb_plan_command->parsed()) {
             return perf::run_eplb_plan(eplb_plan, command);
+        }
+        if (eplb_command->parsed()) {
+            return perf::run_eplb(eplb, command);
         }
         return link_command->parsed() ? perf::run_link(link, command) : perf::run_pair(pair, command);
     } catch (const std::exception &error) {

@@ -1,41 +1,24 @@
 #include "pair.hpp"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include <fmt/format.h>
 
 #include <moelink/moelink.h>
 
-#include "device.hpp"
+#include "compare.hpp"
 #include "launcher.hpp"
 #include "link.hpp"
+#include "pair_table.hpp"
 #include "rank.hpp"
 #include "report.hpp"
 #include "routing.hpp"
+#include "session.hpp"
 #include "values.hpp"
 
 namespace perf {
 
 namespace {
-
-void resolve_device(PairOptions &options) {
-    int32_t gpus = 0;
-    const bool known = moelink_device_count(&gpus) == MOELINK_OK;
-    if (options.device == "auto") {
-        options.device = known && gpus > 0 && built_with_cuda() ? "cuda" : "host";
-    }
-    if (options.device == "cuda" && !built_with_cuda()) {
-        throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
-    }
-    if (options.device == "cuda" && gpus == 0) {
-        const std::string why = moelink_last_error();
-        throw std::invalid_argument(fmt::format("--device cuda: no GPU is found{}{}", why.empty() ? "" : ": ", why));
-    }
-    if (options.ranks == 0) {
-        options.ranks = options.device == "cuda" ? std::max(2, gpus) : 2;
-    }
-}
 
 // What can be said before any rank is started.
 void check_options(const PairOptions &options) {
@@ -54,38 +37,46 @@ void check_options(const PairOptions &options) {
 }  // namespace
 
 int run_pair(PairOptions options, const std::string &command) {
-    resolve_device(options);
+    resolve(options);
     options.graph = options.graph || (options.sweep && options.device == "cuda");
     options.check = options.check || !options.corrupt.empty();
     check_options(options);
     const auto routings = make_routings(options);
     check_options(options);
-    Report report(options, command);
+    std::vector<std::string> notes;
     if (options.graph && (options.device == "host" || manager_kind(options.manager) == MOELINK_MANAGER_REFERENCE)) {
-        report.note(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
-                                             : "the reference manager blocks the host: --graph was ignored, calls were eager");
+        notes.push_back(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
+                                                 : "the reference manager blocks the host: --graph was ignored, calls were eager");
         options.graph = false;
     }
     if (options.call_time && options.device == "host") {
-        report.note("a call on the host is the work itself: --call-time was ignored");
+        notes.push_back("a call on the host is the work itself: --call-time was ignored");
         options.call_time = false;
     }
     if (options.device == "host" && options.sm_budgets != std::vector<int>{0}) {
-        report.note("the host device has no multiprocessors: --sm-budget changes nothing");
+        notes.push_back("the host device has no multiprocessors: --sm-budget changes nothing");
     }
     std::vector<Peers> peers;
     for (const std::string &file : options.compare) {
         peers.push_back(read_peers(file, options));
     }
-    report.set_peers(std::move(peers));
+    double push_gbps = 0;
     if (options.device == "cuda") {
         std::string why;
-        const double gbps = measure_push_gbps(&why);
-        if (gbps > 0) {
-            report.set_push_gbps(gbps);
-        } else {
-            report.note("the push rate was not measured: " + why);
+        push_gbps = measure_push_gbps(&why);
+        if (push_gbps <= 0) {
+            notes.push_back("the push rate was not measured: " + why);
         }
+    }
+    Table table = pair_table(options, push_gbps);
+    table.finish = [&](nlohmann::json &document, bool show) { compare(peers, document, show); };
+    Report report(options, std::move(table), command);
+    report.say("settings", options);
+    if (push_gbps > 0) {
+        report.say("push_gbps", push_gbps);
+    }
+    for (const std::string &note : notes) {
+        report.note(note);
     }
     for (const auto &routing : routings) {
         if (!routing.note.empty()) {
@@ -93,8 +84,7 @@ int run_pair(PairOptions options, const std::string &command) {
         }
     }
     const auto listener = [&](int rank, const nlohmann::json &message) { report.take(rank, message); };
-    const bool ended = options.threads ? run_threads(options, listener) : run_processes(options, listener);
-    return report.finish(ended);
+    return report.finish(run_ranks({"pair", options, options}, listener));
 }
 
 }  // namespace perf

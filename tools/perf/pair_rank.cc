@@ -1,7 +1,6 @@
-#include "rank.hpp"
+#include "pair_rank.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 #include <fmt/format.h>
 
@@ -10,14 +9,6 @@
 #include "session.hpp"
 
 namespace perf {
-
-int ordinal_of(const PairOptions &options, int rank) {
-    int32_t count = 0;
-    if (options.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
-        return -1;
-    }
-    return rank % count;
-}
 
 namespace {
 
@@ -218,57 +209,29 @@ private:
     Verdict verdict_;
 };
 
-void send_setting(const Session &session, Channel &channel) {
-    struct Name {
-        char text[128];
-    };
-    Name mine{};
-    const std::string described = session.device().describe();
-    std::memcpy(mine.text, described.data(), std::min(described.size(), sizeof mine.text - 1));
-    const auto names = session.gather(mine);
-    if (session.rank() != 0) {
-        return;
-    }
-    nlohmann::json devices = nlohmann::json::array();
-    for (const Name &name : names) {
-        devices.push_back(name.text);
-    }
-    channel.send({{"setting", {{"devices", devices}, {"device", session.on_cuda() ? "cuda" : "host"}}}});
-    if (!session.start_note().empty()) {
-        channel.send({{"note", session.start_note()}});
-    }
-}
-
 }  // namespace
 
-bool run_rank(const PairOptions &given, const std::function<moelink_group *()> &join, Channel &channel) {
-    try {
-        PairOptions options = given;
-        const auto routings = make_routings(options);
-        channel.send({{"at", "joining the group"}});
-        Session session(options, join());
-        send_setting(session, channel);
-        uint64_t wrong = 0;
-        const size_t cases = options.tokens.size() * routings.size() * options.sm_budgets.size();
-        size_t number = 0;
-        for (const auto &routing : routings) {
-            for (const int tokens : options.tokens) {
-                for (const int budget : options.sm_budgets) {
-                    std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
-                    if (budget > 0) {
-                        name += fmt::format(", {} multiprocessors", budget);
-                    }
-                    wrong += Case(session, routing, tokens, budget, name, channel).run();
+void run_pair_rank(const PairOptions &given, const Join &join, Channel &channel) {
+    PairOptions options = given;
+    const auto routings = make_routings(options);
+    channel.send({{"at", "joining the group"}});
+    Session session(options, join());
+    session.introduce(channel);
+    uint64_t wrong = 0;
+    const size_t cases = options.tokens.size() * routings.size() * options.sm_budgets.size();
+    size_t number = 0;
+    for (const auto &routing : routings) {
+        for (const int tokens : options.tokens) {
+            for (const int budget : options.sm_budgets) {
+                std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
+                if (budget > 0) {
+                    name += fmt::format(", {} multiprocessors", budget);
                 }
+                wrong += Case(session, routing, tokens, budget, name, channel).run();
             }
         }
-        must(moelink_group_finalize(session.group()), "moelink_group_finalize");
-        channel.send({{"done", wrong}});
-        return true;
-    } catch (const std::exception &error) {
-        channel.send({{"error", error.what()}});
-        return false;
     }
+    session.finish(channel, wrong);
 }
 
 }  // namespace perf

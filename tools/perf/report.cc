@@ -17,82 +17,6 @@ constexpr auto rare = std::chrono::seconds(10);  // between lines of progress wh
 
 using nlohmann::json;
 
-// Four significant digits as far as that goes.
-std::string number(double value) {
-    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
-}
-
-std::string count(const json &row, const char *key) {
-    return std::to_string(row.at(key).get<int64_t>());
-}
-
-double value(const json &row, const char *key) {
-    return row.at(key).get<double>();
-}
-
-enum Show { always, on_host, with_push, on_cuda, with_budgets, with_jitter, with_call_time, with_baseline };
-
-struct Column {
-    Show show;
-    const char *head;
-    const char *unit;
-    int width;  // negative: to the left
-    std::string (*text)(const json &row);  // may throw json::out_of_range: the row has none
-    const char *legend;
-};
-const Column columns[] = {
-    {always, "tokens", "per rank", 8, [](const json &row) { return count(row, "tokens"); }, nullptr},
-    {always, "routing", "", -15, [](const json &row) { return row.at("routing").get<std::string>(); }, nullptr},
-    {with_budgets, "budget", "SMs", 6,
-     [](const json &row) { return row.at("sm_budget") == 0 ? std::string("auto") : count(row, "sm_budget"); },
-     "budget    multiprocessors that a kernel may use"},
-    {always, "rows", "crossed", 8, [](const json &row) { return count(row, "rows_crossed"); },
-     "rows      that a dispatch moved to or from other ranks, busiest rank"},
-    {always, "dispatch", "us p50", 9, [](const json &row) { return number(value(row, "dispatch_us_p50")); },
-     "dispatch  (and combine) alone, from idle"},
-    {always, "", "p99", 9, [](const json &row) { return number(value(row, "dispatch_us_p99")); }, nullptr},
-    {always, "combine", "us p50", 9, [](const json &row) { return number(value(row, "combine_us_p50")); }, nullptr},
-    {always, "", "p99", 9, [](const json &row) { return number(value(row, "combine_us_p99")); }, nullptr},
-    {always, "pair", "us p50", 9, [](const json &row) { return number(value(row, "pair_us_p50")); },
-     "pair      dispatch and combine, many times in a row without expert work, each dispatch reading the combine before it"},
-    {always, "", "p99", 9, [](const json &row) { return number(value(row, "pair_us_p99")); }, nullptr},
-    {on_host, "pair /", "memcpy", 7,
-     [](const json &row) { return fmt::format("{:.2f}", value(row, "pair_over_memcpy")); },
-     "/ memcpy  the pair over a memcpy of the bytes that it must move, in turn on the same threads: median of the ratios"},
-    {always, "wire", "GB/s", 7, [](const json &row) { return number(value(row, "wire_gbps")); },
-     "wire      those rows, there and back, over the pair's p50"},
-    {with_push, "of", "push", 6, [](const json &row) { return fmt::format("{:.0f} %", 100 * value(row, "push_share")); },
-     "of push   wire over the rate of plain stores between the first two GPUs, both directions at once, measured in this run"},
-    {with_push, "bytes", "us", 8, [](const json &row) { return number(value(row, "bytes_us")); },
-     "bytes     those rows, there and back, at that rate"},
-    {on_cuda, "SMs", "d/c", 9,
-     [](const json &row) { return count(row, "dispatch_blocks") + "/" + count(row, "combine_blocks"); },
-     "SMs       multiprocessors that dispatch and combine used at most: blocks of their kernels"},
-    {with_jitter, "jitter", "p99/p50", 8,
-     [](const json &row) { return fmt::format("{:.2f}", value(row, "stamped_us_p99") / value(row, "stamped_us_p50")); },
-     "jitter    each of many pairs in a row stamped: p99 over p50, and the longest; the stamps add to the time"},
-    {with_jitter, "", "max us", 9, [](const json &row) { return number(value(row, "stamped_us_max")); }, nullptr},
-    {with_call_time, "call", "us d/c", 12,
-     [](const json &row) { return number(value(row, "dispatch_call_us")) + "/" + number(value(row, "combine_call_us")); },
-     "call      the host's time in an eager dispatch and combine, p50"},
-    {with_call_time, "over", "bare d/c", 10,
-     [](const json &row) {
-         return fmt::format("{:.2f}/{:.2f}", value(row, "dispatch_call_us") / value(row, "dispatch_bare_us"),
-                            value(row, "combine_call_us") / value(row, "combine_bare_us"));
-     },
-     "over bare that time over a bare cudaLaunchKernelExC with as many parameter bytes, in between"},
-    {with_baseline, "AG+RS", "us p50", 9, [](const json &row) { return number(value(row, "baseline_pair_us_p50")); },
-     "AG+RS     the pair by all-gather and reduce-scatter of the same tokens, in the same processes"},
-    {with_baseline, "pair /", "AG+RS", 7,
-     [](const json &row) { return fmt::format("{:.2f}", value(row, "pair_us_p50") / value(row, "baseline_pair_us_p50")); },
-     nullptr},
-    {always, "space", "MiB", 9, [](const json &row) { return fmt::format("{:.1f}", value(row, "workspace_mib")); },
-     "space     one rank's workspace"},
-    {always, "skew of", "rows", 7, [](const json &row) { return fmt::format("{:.2f}", value(row, "skew")); },
-     "skew      received rows of a rank, most over mean"},
-    {always, "checked", "", 7, [](const json &row) { return row.at("checked").get<std::string>(); }, nullptr},
-};
-
 std::string cell(const Column &column, const std::string &text) {
     return column.width < 0 ? fmt::format("{:<{}}", text, -column.width) : fmt::format("{:>{}}", text, column.width);
 }
@@ -102,21 +26,19 @@ void print_line(std::string line) {
     fmt::print("{}\n", line);
 }
 
-bool shown(const Column &column, const PairOptions &options, double push_gbps) {
-    const bool cuda = options.device == "cuda";
-    switch (column.show) {
-        case on_host: return !cuda;
-        case with_push: return push_gbps > 0;
-        case on_cuda: return cuda;
-        case with_budgets: return options.sm_budgets != std::vector<int>{0};
-        case with_jitter: return options.jitter;
-        case with_call_time: return options.call_time;
-        case with_baseline: return options.baseline;
-        default: return true;
-    }
+}  // namespace
+
+std::string number(double value) {
+    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
 }
 
-}  // namespace
+std::string count(const nlohmann::json &row, const char *key) {
+    return std::to_string(row.at(key).get<int64_t>());
+}
+
+double value(const nlohmann::json &row, const char *key) {
+    return row.at(key).get<double>();
+}
 
 nlohmann::json document_head(const std::string &command) {
     char date[32] = "";
@@ -151,8 +73,9 @@ void write_json(const std::string &path, const nlohmann::json &document) {
     }
 }
 
-Report::Report(const PairOptions &options, std::string command)
-    : options_(options),
+Report::Report(const RunOptions &run, Table table, const std::string &command)
+    : run_(run),
+      table_(std::move(table)),
       document_(document_head(command)),
       terminal_(::isatty(STDERR_FILENO) != 0),
       last_progress_(std::chrono::steady_clock::now()) {
@@ -161,11 +84,6 @@ Report::Report(const PairOptions &options, std::string command)
 
 void Report::note(const std::string &text) {
     notes_.push_back(text);
-}
-
-void Report::set_push_gbps(double gbps) {
-    push_gbps_ = gbps;
-    document_["push_gbps"] = gbps;
 }
 
 void Report::take(int rank, const nlohmann::json &message) {
@@ -179,9 +97,8 @@ void Report::take(int rank, const nlohmann::json &message) {
     if (message.contains("row")) {
         json row = message["row"];
         wrong_ = wrong_ || row["checked"] == "WRONG";
-        if (push_gbps_ > 0) {
-            row["push_share"] = row["wire_gbps"].get<double>() / push_gbps_;
-            row["bytes_us"] = row["bytes_crossed"].get<double>() / push_gbps_ * 1e-3;
+        if (table_.complete) {
+            table_.complete(row);
         }
         document_["rows"].push_back(row);
         print_row(row);
@@ -204,7 +121,7 @@ void Report::take(int rank, const nlohmann::json &message) {
 }
 
 void Report::print_head() {
-    if (options_.json == "-" || head_printed_) {
+    if (run_.json == "-" || head_printed_) {
         return;
     }
     head_printed_ = true;
@@ -213,16 +130,12 @@ void Report::print_head() {
     for (size_t i = 1; i < devices.size() && document_["device"] == "cuda"; ++i) {
         names += fmt::format(", {}", devices[i].get<std::string>());
     }
-    fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), options_.ranks,
-               options_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
-    fmt::print("{}, hidden {} {}, top-{} of {} experts, {}\n\n", options_.manager, options_.hidden, options_.dtype, options_.topk,
-               options_.experts, options_.graph ? "graph replay" : "eager calls");
+    fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), run_.ranks,
+               run_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
+    fmt::print("{}\n\n", table_.title);
     std::string heads;
     std::string units;
-    for (const Column &column : columns) {
-        if (!shown(column, options_, push_gbps_)) {
-            continue;
-        }
+    for (const Column &column : table_.columns) {
         heads += cell(column, column.head) + ' ';
         units += cell(column, column.unit) + ' ';
     }
@@ -232,14 +145,11 @@ void Report::print_head() {
 }
 
 void Report::print_row(const nlohmann::json &row) {
-    if (options_.json == "-") {
+    if (run_.json == "-") {
         return;
     }
     std::string line;
-    for (const Column &column : columns) {
-        if (!shown(column, options_, push_gbps_)) {
-            continue;
-        }
+    for (const Column &column : table_.columns) {
         std::string text = "-";
         try {
             text = column.text(row);
@@ -273,20 +183,19 @@ void Report::clear_progress() {
 
 int Report::finish(bool every_rank_ended) {
     clear_progress();
-    document_["settings"] = options_;
     document_["notes"] = notes_;
     const bool good = every_rank_ended && !wrong_ && errors_ == 0;
     document_["ok"] = good;
     const auto &rows = document_["rows"];
-    if (options_.json != "-" && !rows.empty()) {
+    if (run_.json != "-" && !rows.empty()) {
         fmt::print("\nEvery time is the slowest rank's.\n");
-        for (const Column &column : columns) {
-            if (column.legend != nullptr && shown(column, options_, push_gbps_)) {
+        for (const Column &column : table_.columns) {
+            if (column.legend != nullptr) {
                 fmt::print("{}\n", column.legend);
             }
         }
-        if (push_gbps_ > 0) {
-            fmt::print("The push rate of this run is {:.0f} GB/s.\n", push_gbps_);
+        for (const std::string &text : table_.remarks) {
+            fmt::print("{}\n", text);
         }
         for (const std::string &text : notes_) {
             fmt::print("Note: {}.\n", text);
@@ -295,16 +204,16 @@ int Report::finish(bool every_rank_ended) {
         for (const auto &row : rows) {
             compared += row["values_compared"].get<uint64_t>();
         }
-        if (good && options_.check) {
+        if (good && run_.check) {
             fmt::print("All {} values compared were right.\n", compared);
         }
         std::fflush(stdout);
     }
-    if (!rows.empty()) {
-        compare(peers_, document_, options_.json != "-");
+    if (!rows.empty() && table_.finish) {
+        table_.finish(document_, run_.json != "-");
     }
-    if (!options_.json.empty()) {
-        write_json(options_.json, document_);
+    if (!run_.json.empty()) {
+        write_json(run_.json, document_);
     }
     if (!every_rank_ended || errors_ > 0) {
         fmt::print(stderr, "moelink-perf: not every rank came to its end; the errors above say why\n");

@@ -2,27 +2,42 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
-#include "compare.hpp"
 #include "options.hpp"
 
 namespace perf {
 
+struct Column {
+    const char *head;
+    const char *unit;
+    int width;  // negative: to the left
+    std::string (*text)(const nlohmann::json &row);  // may throw json::out_of_range: the row has none
+    const char *legend;
+};
+
+// How a command shows its rows.
+struct Table {
+    std::string title;
+    std::vector<Column> columns;
+    std::vector<std::string> remarks;                                 // lines below the legend
+    std::function<void(nlohmann::json &row)> complete;                // adds what only the launcher knows, or nothing
+    std::function<void(nlohmann::json &document, bool show)> finish;  // after the table, or nothing
+};
+
 class Report {
 public:
-    Report(const PairOptions &options, std::string command);
+    Report(const RunOptions &run, Table table, const std::string &command);
 
     // A message of a rank (see channel.hpp and launcher.hpp).
     void take(int rank, const nlohmann::json &message);
     void note(const std::string &text);
-    // The rate at which GPUs push to each other, measured in this run [GB/s]; before the first message.
-    void set_push_gbps(double gbps);
-    // Figures to set the rows beside.
-    void set_peers(std::vector<Peers> peers) { peers_ = std::move(peers); }
+    // What the JSON file says beside the rows.
+    void say(const std::string &key, nlohmann::json value) { document_[key] = std::move(value); }
     // The table's last line and its legend; writes the JSON file. Returns the program's exit code.
     int finish(bool every_rank_ended);
 
@@ -32,11 +47,10 @@ private:
     void show_progress(const std::string &text);
     void clear_progress();
 
-    const PairOptions &options_;
+    const RunOptions &run_;
+    Table table_;
     nlohmann::json document_;
     std::vector<std::string> notes_;
-    std::vector<Peers> peers_;
-    double push_gbps_ = 0;
     bool terminal_;
     bool head_printed_ = false;
     bool progress_shown_ = false;
@@ -44,6 +58,12 @@ private:
     int errors_ = 0;
     std::chrono::steady_clock::time_point last_progress_;
 };
+
+// Four significant digits as far as that goes.
+std::string number(double value);
+// A field of a row. Both throw json::out_of_range when the row has none.
+std::string count(const nlohmann::json &row, const char *key);
+double value(const nlohmann::json &row, const char *key);
 
 // Writes a document to a file, or to standard output for "-". Throws std::runtime_error.
 // Throws std::invalid_argument when a file cannot be written there, before anything is measured.

@@ -132,7 +132,8 @@ Routing drawn_routing(const PairOptions &options, const std::string &spec, int r
     return routing;
 }
 
-// Where fewer experts than topk have any load, the others get a little, so that a draw without replacement can end.
+}  // namespace
+
 void lift_zeros(Routing &routing, int topk) {
     double sum = 0;
     size_t loaded = 0;
@@ -151,8 +152,6 @@ void lift_zeros(Routing &routing, int topk) {
         fmt::format("{}{}: only {} experts have any load, top-k is {}; every expert got a millionth of the sum in addition",
                     routing.note.empty() ? "" : "; ", routing.name, loaded, topk);
 }
-
-}  // namespace
 
 std::vector<Routing> make_routings(PairOptions &options) {
     // Files first: they say how many experts and ids a token there are.

@@ -10,7 +10,7 @@ namespace perf {
 
 class Watch {
 public:
-    explicit Watch(const PairOptions &options) : limit_(std::max(300.0, 4 * options.timeout)) { seen(); }
+    explicit Watch(const RunOptions &options) : limit_(std::max(300.0, 4 * options.timeout)) { seen(); }
     void seen() { last_ = std::chrono::steady_clock::now(); }
     bool expired() const { return std::chrono::steady_clock::now() - last_ > limit_; }
     double limit_s() const { return limit_.count(); }
