@@ -11,5 +11,6 @@
 #include <moelink/memory.h>
 #include <moelink/moe.h>
 #include <moelink/eplb.h>
+#include <moelink/eplb_transfer.h>
 
 #endif
