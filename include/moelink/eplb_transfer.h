@@ -100,7 +100,7 @@ typedef struct moelink_eplb_transfer_summary {
     int32_t least_rounds;   /**< sum over layers of the most that one rank receives in each: no plan, layer after layer, has fewer */
     int32_t changed_layers; /**< layers whose maps differ */
     int32_t staging;        /**< most experts that a rank stages at once: at most params.staging */
-    uint32_t reserved;
+    int32_t open_batches;   /**< batches at whose end experts of rings too long for the staging are only there; more staging has less */
     int64_t move_count;
     int64_t lost;           /**< slots whose expert nobody holds */
     int64_t copies[4];
@@ -108,7 +108,7 @@ typedef struct moelink_eplb_transfer_summary {
     uint64_t time_ns;       /**< [ns] of all rounds, each as long as its slowest transfer, by the rates; 0 without expert_bytes */
 } moelink_eplb_transfer_summary;
 #define MOELINK_EPLB_TRANSFER_SUMMARY_INIT \
-    {(uint32_t)sizeof(moelink_eplb_transfer_summary), 0, 0, 0, 0, 0, 0, 0u, 0, 0, {0, 0, 0, 0}, {0u, 0u, 0u, 0u}, 0u}
+    {(uint32_t)sizeof(moelink_eplb_transfer_summary), 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0, 0}, {0u, 0u, 0u, 0u}, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_transfer_summary_init(moelink_eplb_transfer_summary *summary);
 

@@ -42,9 +42,13 @@ public:
             plan_.summary.rounds += batch.rounds;
             pending_ns_ += batch_ns(layer, {moves.moves.data() + begin, size_t(batch.end - begin)}, batch.rounds);
             int64_t start = plan_.batches.empty() ? 0 : plan_.batches.back().end;
-            plan_.batches.push_back({layer, 0, start, int64_t(plan_.moves.size()), &batch == &moves.batches.back(), false});
+            plan_.batches.push_back({layer, 0, start, int64_t(plan_.moves.size()), &batch == &moves.batches.back(), batch.whole, false});
             begin = batch.end;
-            if (batch.whole) settle();
+            if (batch.whole) {
+                settle();
+            } else {
+                ++plan_.summary.open_batches;
+            }
         }
     }
 

@@ -29,6 +29,7 @@ struct TransferPlan {
         int64_t begin = 0;     // its moves, transfers first
         int64_t end = 0;
         bool last = false;     // of its layer
+        bool whole = false;    // nothing is staged when it ends
         bool step_end = false;
     };
     Shape shape;

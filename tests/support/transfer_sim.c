@@ -208,13 +208,14 @@ static void run(simulation *sim, const moelink_eplb_move *moves) {
     int64_t copies[MOELINK_EPLB_HOPS] = {0};
     int *sends = zeroed((size_t)shape->ranks, sizeof *sends), *receives = zeroed((size_t)shape->ranks, sizeof *receives);
     uint8_t *arrived = zeroed((size_t)shape->ranks * (size_t)shape->experts, 1);
-    int batch = -1, round = -1, batch_start = 0, layer = -1, parts = 0;
+    int batch = -1, round = -1, batch_start = 0, layer = -1, parts = 0, open_batches = 0;
     check_step(sim, 0);
     int step = 0;
     for (int64_t i = 0; i <= sim->summary.move_count; ++i) {
         const moelink_eplb_move *move = i < sim->summary.move_count ? &moves[i] : NULL;
         if (move == NULL || move->batch != batch) {
             if (nothing_staged(sim) && batch >= 0) ++parts;
+            if (!nothing_staged(sim)) ++open_batches;
             if (move != NULL && move->batch < batch) broken(sim, move, "batches out of order");
             batch = move == NULL ? batch : move->batch;
             memcpy(sim->start, sim->now, sizeof *sim->now * (size_t)shape->layers * (size_t)shape->slots);
@@ -251,6 +252,7 @@ static void run(simulation *sim, const moelink_eplb_move *moves) {
         make_transfer(sim, move, copies);
     }
     if (round + 1 != sim->summary.rounds) broken(sim, NULL, "%d rounds, not %d", round + 1, sim->summary.rounds);
+    if (open_batches != sim->summary.open_batches) broken(sim, NULL, "%d batches are open at their end", open_batches);
     if (!same_copies(copies, sim->summary.copies)) broken(sim, NULL, "copies are not those of the summary");
     free(sends);
     free(receives);

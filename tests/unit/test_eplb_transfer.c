@@ -390,12 +390,117 @@ static void test_model_sizes(void **state) {
     }
 }
 
+/* ---- Refusals ---- */
+
+static void refused(const moelink_eplb_shape *shape, const moelink_eplb_transfer_params *params, const char *part) {
+    moelink_eplb_transfer *transfer = (moelink_eplb_transfer *)&transfer;
+    assert_int_equal(moelink_eplb_transfer_create(shape, params, &transfer), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_null(transfer);
+    if (strstr(moelink_last_error(), part) == NULL) fail_msg("\"%s\" does not say \"%s\"", moelink_last_error(), part);
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    const int32_t before[] = {0, 1, 2, 0, 0, 1, 0, 1}, after[] = {0, 1, 2, 1, 0, 2, 1, 1};
+    const int32_t gpus[] = {3, 3}, twice[] = {1, 1}, far[] = {0, 2}, none[] = {-1, 0};
+    const moelink_eplb_shape good = one_thread(2, 3, 4, 2, 1);
+    const moelink_eplb_transfer_params all = maps(before, after, 1);
+    moelink_eplb_shape shape = good;
+    moelink_eplb_transfer_params params = all;
+    refused(&shape, &params, "expert 2 in layer 1, slot 1");
+    refused(NULL, &params, "shape is NULL");
+    refused(&shape, NULL, "params is NULL");
+    shape.slots = 5;
+    refused(&shape, &params, "5 slots are no multiple of 2 ranks");
+    shape = good;
+    params.old_map = NULL;
+    refused(&shape, &params, "old_map is NULL");
+    params = all, params.new_map = NULL;
+    refused(&shape, &params, "new_map is NULL");
+    params = all, shape.experts = 2;
+    refused(&shape, &params, "old_map has 2 in layer 0, slot 2");
+    shape = good, params.staging = 0;
+    refused(&shape, &params, "params.staging is 0");
+    params = all, params.flags = 2;
+    refused(&shape, &params, "params.flags has 0x2");
+    params = all, params.reserved = 1;
+    refused(&shape, &params, "params.reserved is 1");
+    params = all, params.struct_size = 0;
+    refused(&shape, &params, "struct_size is 0");
+    params = all, params.old_ranks = 1;
+    refused(&shape, &params, "needs a rank_mapping");
+    params = all, params.rank_mapping = twice;
+    refused(&shape, &params, "new rank 1 of both old rank 0 and old rank 1");
+    params.rank_mapping = far;
+    refused(&shape, &params, "rank_mapping has 2 for old rank 1");
+    params.rank_mapping = none, params.new_ranks = 3;
+    refused(&shape, &params, "shape has 2 ranks");
+    params = all, params.rank_mapping = none, params.new_ranks = 1, params.old_ranks = 3;
+    refused(&shape, &params, "shape has 2 ranks");
+    const int32_t leavers[] = {-1, -1};
+    params = all, params.rank_mapping = leavers, params.new_ranks = 1;
+    refused(&shape, &params, "no old rank new rank 0");
+    params = all, params.rank_gpu = gpus, shape.nodes = 2;
+    refused(&shape, &params, "rank_gpu has GPU 3 in node 0");
+    shape = good, params = all, params.step_bytes = 1;
+    refused(&shape, &params, "expert_bytes is NULL");
+    params = all, params.net_rate = -1;
+    refused(&shape, &params, "a rate is -1");
+
+    moelink_eplb_transfer *transfer;
+    moelink_eplb_transfer_summary summary = MOELINK_EPLB_TRANSFER_SUMMARY_INIT;
+    const moelink_eplb_move *moves;
+    int32_t map[8];
+    params = all, params.new_map = before;
+    assert_int_equal(moelink_eplb_transfer_create(&shape, &params, &transfer), MOELINK_OK);
+    assert_int_equal(moelink_eplb_transfer_map(transfer, 1, map), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(moelink_last_error(), "steps is 1; the plan has 0"));
+    assert_int_equal(moelink_eplb_transfer_map(transfer, 0, map), MOELINK_OK);
+    assert_memory_equal(map, before, sizeof map);
+    assert_int_equal(moelink_eplb_transfer_map(transfer, 0, NULL), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_int_equal(moelink_eplb_transfer_map(NULL, 0, map), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_int_equal(moelink_eplb_transfer_moves(NULL, &moves), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_int_equal(moelink_eplb_transfer_moves(transfer, NULL), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_int_equal(moelink_eplb_transfer_summarize(NULL, &summary), MOELINK_ERR_INVALID_ARGUMENT);
+    summary.struct_size = 0;
+    assert_int_equal(moelink_eplb_transfer_summarize(transfer, &summary), MOELINK_ERR_INVALID_ARGUMENT);
+    moelink_eplb_transfer_destroy(transfer);
+    moelink_eplb_transfer_destroy(NULL);
+}
+
+/* The plan does not depend on the number of threads. */
+static void test_threads(void **state) {
+    (void)state;
+    static int32_t before[MOST], after[MOST];
+    uint64_t seed = 8;
+    moelink_eplb_shape shape = one_thread(16, 48, 64, 8, 2);
+    for (int layer = 0; layer < 16; ++layer) {
+        random_map(&seed, 48, 64, 10, 30, before + layer * 64);
+        random_map(&seed, 48, 64, 10, 30, after + layer * 64);
+    }
+    moelink_eplb_transfer_params params = maps(before, after, 3);
+    moelink_eplb_transfer *plans[2];
+    moelink_eplb_transfer_summary summaries[2] = {MOELINK_EPLB_TRANSFER_SUMMARY_INIT, MOELINK_EPLB_TRANSFER_SUMMARY_INIT};
+    const moelink_eplb_move *moves[2];
+    for (int i = 0; i < 2; ++i) {
+        shape.threads = 1 + 3 * i;
+        assert_int_equal(moelink_eplb_transfer_create(&shape, &params, &plans[i]), MOELINK_OK);
+        assert_int_equal(moelink_eplb_transfer_summarize(plans[i], &summaries[i]), MOELINK_OK);
+        assert_int_equal(moelink_eplb_transfer_moves(plans[i], &moves[i]), MOELINK_OK);
+    }
+    assert_memory_equal(&summaries[0], &summaries[1], sizeof summaries[0]);
+    assert_memory_equal(moves[0], moves[1], sizeof(moelink_eplb_move) * (size_t)summaries[0].move_count);
+    moelink_eplb_transfer_destroy(plans[0]);
+    moelink_eplb_transfer_destroy(plans[1]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_small),        cmocka_unit_test(test_all_rings),    cmocka_unit_test(test_least_transfers),
         cmocka_unit_test(test_random),           cmocka_unit_test(test_published_matrix), cmocka_unit_test(test_rank_mapping),
         cmocka_unit_test(test_rank_mapping_by_hand), cmocka_unit_test(test_fan_out), cmocka_unit_test(test_exchange),
         cmocka_unit_test(test_steps),            cmocka_unit_test(test_model_sizes),
+        cmocka_unit_test(test_refusals),         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
