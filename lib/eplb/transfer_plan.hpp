@@ -5,6 +5,7 @@
 #include "eplb/topology.hpp"
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace moelink::eplb {
@@ -39,7 +40,9 @@ struct TransferPlan {
     std::vector<Batch> batches;
     moelink_eplb_transfer_summary summary = {};
 
-    // The maps in force after that many batches, as after steps.
+    std::span<const moelink_eplb_move> batch_moves(int64_t batch) const;
+    // Turns the map in force before a batch into that after it.
+    void apply(int64_t batch, std::vector<int32_t> &map) const;
     std::vector<int32_t> map_after(int64_t batch_count) const;
     int64_t step_batches(int steps) const;
 };
