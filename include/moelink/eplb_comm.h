@@ -220,7 +220,7 @@ MOELINK_API moelink_status moelink_eplb_comm_describe(const moelink_eplb_comm *c
                                                       uint64_t reasons_bytes);
 
 /** Local. Errors: TOO_SMALL when wait_ns is given with too few elements. */
-MOELINK_API moelink_status moelink_eplb_comm_stats_of(const moelink_eplb_comm *comm, moelink_eplb_comm_stats *out);
+MOELINK_API moelink_status moelink_eplb_comm_stats_of(moelink_eplb_comm *comm, moelink_eplb_comm_stats *out);
 
 /** Text of the communicator's last error; never NULL. Valid until the next call on this thread that asks for it. Local. Threads: any. */
 MOELINK_API const char *moelink_eplb_comm_error(const moelink_eplb_comm *comm);

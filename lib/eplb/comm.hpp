@@ -15,6 +15,8 @@
 
 namespace moelink::eplb {
 
+struct RoundMemory;
+
 // Where a received expert lands before the round is agreed on.
 enum class Landing {
     as_configured,  // staged, or with the DIRECT flag at its destination
@@ -23,7 +25,7 @@ enum class Landing {
 
 class Comm : public Referenced {
 public:
-    Comm(Ref<Group> group, int32_t kind);
+    Comm(Ref<Group> group, int32_t kind);  // the kind is one that there is
 
     void init(const moelink_eplb_comm_params *params);
     void ensure(const moelink_eplb_comm_params *params);
@@ -41,35 +43,36 @@ public:
     // communicator only. Throws INVALID_STATE when CREATED.
     Group &group();
     const Device &device() const { return device_; }
+    // Where an expert is staged, packed; place is below params().staging_experts. Rows that were received there directly stay until
+    // others are staged.
+    Strips staged(const Layer &layer, int place) const;
     const Layer &layer(int32_t number) const;  // throws INVALID_ARGUMENT when it is not registered
     moelink_stream stream() const { return stream_; }
     const moelink_eplb_comm_params &params() const { return params_; }
-    uint64_t timeout_ns() const;
 
     int32_t state() const;
     int32_t kind() const { return row_ != nullptr ? row_->kind : wanted_; }
     bool needs_reservation() const { return row_ != nullptr && row_->reserves; }
     moelink_eplb_comm_info describe(std::string *reasons) const;
-    void stats(moelink_eplb_comm_stats &out) const;
+    void stats(moelink_eplb_comm_stats &out);
     void note_error(const std::string &text) const noexcept;
     std::string error() const;
 
 protected:
-    ~Comm() override = default;
+    ~Comm() override;
 
 private:
-    struct Receive {
-        Transfer transfer;
-        Strips destination;  // empty: it landed there
-    };
-    void require(bool queued_is_fine, const char *what) const;
-    void open(const moelink_eplb_comm_params &params);
-    Strips read_rows(const moelink_rows *tensors, int32_t count, const char *what) const;
-    Layer &current() const;
-    uint64_t context_code() const;
-    void grow_staging(uint64_t expert_bytes, const Deadline &deadline);
-    void run(Round &round, const Deadline &deadline);
+    enum class Queue { may_hold, must_be_empty };
+    void require(Queue queue, const char *what) const;  // throws INVALID_STATE
+    void open(const moelink_eplb_comm_params *given);
+    const Layer &current() const;
+    void check_route(int32_t rank, int32_t expert) const;
+    Strips read_rows(const moelink_rows *tensors, int32_t count) const;
+    Strips live_rows(int32_t expert) const;
+    void clear_queues() noexcept;
+    void poison(const std::string &text);
     void count(const Round &round);
+    void take_counters();
 
     const Ref<Group> parent_;
     const int32_t wanted_;
@@ -86,13 +89,16 @@ private:
     uint64_t staging_bytes_ = 0;  // of one expert
     moelink_stream stream_ = nullptr;
 
-    Layer *layer_ = nullptr;  // of the transfer context
+    const Layer *layer_ = nullptr;  // of the transfer context
     std::vector<int32_t> old_indices_;
+    uint64_t context_ = 0;
     std::vector<Transfer> sends_;
-    std::vector<Receive> receives_;
-    int32_t staged_ = 0;  // receives that land in staging
+    std::vector<Transfer> receives_;
+    std::vector<Strips> destinations_;  // of the receives; empty: they land there
+    int32_t staged_ = 0;                // receives that land in staging
 
     uint64_t generation_ = 0;
+    std::unique_ptr<RoundMemory> memory_;
     moelink_eplb_comm_stats stats_ = MOELINK_EPLB_COMM_STATS_INIT;
     std::vector<uint64_t> wait_ns_;
     bool poisoned_ = false;

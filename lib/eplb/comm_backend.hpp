@@ -37,6 +37,7 @@ struct Transfer {
     int32_t slot = -1; // the sender's slot whose live rows they are; -1: other memory
     uint64_t code = 0; // the sender's, where codes are wanted
     uint32_t item = 0; // receives: number in the sender's list for this rank
+    int32_t link = MOELINK_EPLB_LINK_LOCAL;  // receives: MOELINK_EPLB_LINK_*
     bool landed = false;
 };
 
@@ -77,14 +78,14 @@ public:
     // together it comes for all peers, after every rank has said that it goes on.
     virtual void ready(int peer) = 0;
     virtual void on_message(int from, const MessageHead &, const Payload &) { (void)from; }
-    // Starts and ends copies; sets landed. True when it wants to be called again soon. Also called while this rank waits for the
+    // Starts and ends copies; sets landed and, of receives from other ranks, link. True when it wants to be called again soon. Also called while this rank waits for the
     // others' outcome, since peers may still want its rows.
     virtual bool poll() = 0;
+    // This rank wants nothing more in this round; peers may still want its rows.
+    virtual void give_up() noexcept {}
     // The round is over, agreed or not: nothing that it started still touches rows or landings. Throws only DEVICE.
     virtual void end(bool agreed) = 0;
 
-    // MOELINK_EPLB_LINK_* of a receive of this round from another rank.
-    virtual int32_t link(const Transfer &receive) const = 0;
     virtual uint64_t host_bytes() const { return 0; }
     // Peers whose live rows are read and staged, and a line a reason.
     virtual void describe(moelink_eplb_comm_info &, std::string &) const {}
