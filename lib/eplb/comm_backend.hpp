@@ -120,6 +120,8 @@ const CommKind *find_comm_kind(int32_t kind);
 // The rows of the table.
 extern const CommKind comm_staged_kind;
 extern const CommKind comm_read_kind;
+extern const CommKind comm_nccl_kind;
+extern const CommKind comm_nccl_own_kind;
 
 // What AUTO means where these can be used (bit 1 << kind), and why.
 int32_t choose_comm_kind(uint32_t usable, int32_t device, bool one_host, const moelink_eplb_comm_params &params, std::string *why);

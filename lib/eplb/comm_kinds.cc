@@ -11,7 +11,7 @@ namespace moelink::eplb {
 namespace {
 
 // In the order in which AUTO prefers them, the caller's NCCL communicator aside.
-const CommKind *const kinds[] = {&comm_read_kind, &comm_staged_kind};
+const CommKind *const kinds[] = {&comm_read_kind, &comm_nccl_own_kind, &comm_staged_kind, &comm_nccl_kind};
 
 // "a b c" holds "b".
 bool lists(const char *names, const std::string &name) {

@@ -28,7 +28,6 @@ public:
     void on_message(int from, const MessageHead &head, const Payload &payload) override;
     bool poll() override;
     void end(bool agreed) override;
-    int32_t link(const Transfer &receive) const override;
     void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staging_bytes += room_bytes_; }
 
 private:
@@ -50,6 +49,7 @@ private:
     };
 
     bool is_own(const Transfer &transfer) const { return transfer.peer == group_.rank(); }
+    int32_t link(int peer) const;
     unsigned char *pack(const Strip &strip);
     std::vector<Call> list_calls();
     void launch();
@@ -60,7 +60,7 @@ private:
 
     Group &group_;
     const Device &device_;
-    const std::vector<ProcessPlace> &places_;
+    const std::vector<ProcessPlace> places_;
     NcclComm comm_;
     const bool own_;
     bool broken_ = false;  // ranks' calls no longer match
@@ -224,7 +224,11 @@ void NcclExchange::advance() {
     }
     if (!mark_.passed()) return;
     phase_ = Phase::idle;
-    for (Transfer &receive : round_->receives) receive.landed = true;
+    for (Transfer &receive : round_->receives) {
+        if (is_own(receive)) continue;
+        receive.link = link(receive.peer);
+        receive.landed = true;
+    }
 }
 
 bool NcclExchange::poll() {
@@ -258,9 +262,9 @@ void NcclExchange::end(bool) {
     fail(MOELINK_ERR_INTERNAL, "NCCL may still hold rows of this round: abort the communicator that was given (ncclCommAbort), then reinit with another");
 }
 
-int32_t NcclExchange::link(const Transfer &receive) const {
+int32_t NcclExchange::link(int peer) const {
     const auto place = [&](int rank) -> const ProcessPlace & { return places_[static_cast<size_t>(rank)]; };
-    return may_share_host(place(group_.rank()), place(receive.peer)) ? MOELINK_EPLB_LINK_PEER : MOELINK_EPLB_LINK_NETWORK;
+    return may_share_host(place(group_.rank()), place(peer)) ? MOELINK_EPLB_LINK_PEER : MOELINK_EPLB_LINK_NETWORK;
 }
 
 moelink_status available(int32_t device, std::string *why) {
@@ -277,15 +281,14 @@ uint64_t no_host_bytes(int32_t, const moelink_eplb_comm_params &) { return 0; }
 std::unique_ptr<CommBackend> make_callers(const CommBackendParams &params) {
     auto *comm = static_cast<NcclComm>(params.params.nccl_comm);
     step(params.group, params.group.deadline(), [&] {
-        if (comm == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "nccl_comm is NULL; nccl-own makes a communicator of its own");
         DeviceGuard guard(params.device);
-        if (!nccl_settled(comm)) fail(MOELINK_ERR_INVALID_STATE, "nccl_comm is busy");
+        if (!nccl_settled(comm)) fail(MOELINK_ERR_INVALID_STATE, "params.nccl_comm is busy");
         int ranks = 0;
         int rank = -1;
         check_nccl(nccl().comm_count(comm, &ranks), "ncclCommCount", comm);
         check_nccl(nccl().comm_user_rank(comm, &rank), "ncclCommUserRank", comm);
         if (ranks != params.group.size() || rank != params.group.rank()) {
-            fail(MOELINK_ERR_INVALID_ARGUMENT, "nccl_comm has this process as rank {} of {}, the group as rank {} of {}", rank, ranks,
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "params.nccl_comm has this process as rank {} of {}, the group as rank {} of {}", rank, ranks,
                  params.group.rank(), params.group.size());
         }
     });

@@ -7,6 +7,7 @@
 
 #include <moelink/moelink.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdarg>
 #include <csetjmp>
@@ -99,6 +100,12 @@ struct Ranked {
         exchange_draw(&state, ctx->size, slots, experts(), next.data());
         return next;
     }
+    // Every rank gets the next one's experts, so all send and receive.
+    std::vector<int32_t> turn() const {
+        std::vector<int32_t> next = map;
+        std::rotate(next.begin(), next.begin() + slots, next.end());
+        return next;
+    }
     void move(const char *when) {
         const std::vector<int32_t> next = draw();
         exchange_queue(&layer, comm, layer_number, map.data(), next.data());
@@ -153,7 +160,7 @@ void rounds(rank_context *ctx) {
     moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
     RANK_OK(ctx, moelink_eplb_comm_stats_of(rank.comm, &stats));
     RANK_EQUAL(ctx, stats.rounds, 8);
-    RANK_CHECK(ctx, stats.received_bytes[MOELINK_EPLB_LINK_PEER] > 0);
+    RANK_CHECK(ctx, ctx->size == 1 || stats.received_bytes[MOELINK_EPLB_LINK_PEER] > 0);
     RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_HOST], 0);
     rank.stop();
 }
@@ -219,7 +226,7 @@ void failing(rank_context *ctx) {
     rank.move("before anything has failed");
     for (const Fault &fault : faults) {
         rank_scene(ctx, "%s number %d", fault.call, fault.number);
-        const std::vector<int32_t> next = rank.draw();
+        const std::vector<int32_t> next = rank.turn();
         exchange_queue(&rank.layer, rank.comm, layer_number, rank.map.data(), next.data());
         if (ctx->rank == 1) fake_nccl_fail(fault.call, fault.number, fault.result);
         RANK_STATUS(ctx, moelink_eplb_comm_execute(rank.comm), fault.status);
@@ -248,7 +255,7 @@ void silent(rank_context *ctx) {
     Ranked rank(ctx, kind_of(ctx), uint64_t{800} * 1000 * 1000 * static_cast<uint64_t>(ranks_scaled_ms(1000)) / 1000);
     rank.start();
     rank.move("before the silence");
-    const std::vector<int32_t> next = rank.draw();
+    const std::vector<int32_t> next = rank.turn();
     exchange_queue(&rank.layer, rank.comm, layer_number, rank.map.data(), next.data());
     if (ctx->rank == 1) fake_nccl_fail("ncclSend", 0, FAKE_NCCL_LOST);
     RANK_STATUS(ctx, moelink_eplb_comm_execute(rank.comm), MOELINK_ERR_TIMEOUT);
@@ -290,7 +297,7 @@ void test_not_made(void **) { run(4, 0, MOELINK_EPLB_COMM_NCCL_OWN, &not_made); 
 // What a caller may get wrong about its communicator.
 void not_fitting(rank_context *ctx) {
     Ranked rank(ctx, MOELINK_EPLB_COMM_NCCL);
-    RANK_STATUS(ctx, moelink_eplb_comm_init(rank.comm, &rank.params), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_STATUS(ctx, moelink_eplb_comm_init(rank.comm, &rank.params), MOELINK_ERR_UNSUPPORTED);
     RANK_TEXT(ctx, moelink_last_error(), "nccl_comm");
     NcclComm comm = join(ctx, 1);
     // Ranks in another order.

@@ -1,5 +1,6 @@
 #include "eplb_mover.hpp"
 
+#include <algorithm>
 #include <chrono>
 
 #include <fmt/format.h>
@@ -7,7 +8,7 @@
 namespace perf {
 
 Mover::Mover(const Session &session, const EplbOptions &options, const Weights &weights)
-    : session_(session), options_(options), weights_(weights) {
+    : session_(session), options_(options) {
     int32_t kind = 0;
     must(moelink_eplb_comm_kind_of(options.back_end.c_str(), &kind), "moelink_eplb_comm_kind_of");
     moelink_eplb_comm *comm = nullptr;
@@ -43,8 +44,20 @@ std::string Mover::describe() const {
 }
 
 double Mover::move(const Map &from, const Map &to) {
-    (void)from, (void)to;
-    return 0;
+    const moelink_eplb_shape shape = shape_of(options_);
+    moelink_eplb_rearrange_params params = MOELINK_EPLB_REARRANGE_PARAMS_INIT;
+    params.old_map = from.data();
+    params.new_map = to.data();
+    params.old_count = static_cast<int64_t>(from.size());
+    params.new_count = static_cast<int64_t>(to.size());
+    moelink_eplb_rearrange_result result = MOELINK_EPLB_REARRANGE_RESULT_INIT;
+    session_.barrier();
+    const auto start = std::chrono::steady_clock::now();
+    must(moelink_eplb_rearrange(comm_.get(), &shape, &params, &result), "moelink_eplb_rearrange");
+    const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    staged_ = std::max(staged_, result.staging);
+    batches_ = result.batches;
+    return ms;
 }
 
 }  // namespace perf

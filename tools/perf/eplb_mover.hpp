@@ -1,6 +1,7 @@
 // Experts' weights moved from one map to another.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -23,6 +24,9 @@ public:
     // [bytes] of one rank: of its device, and of host memory, that experts pass through.
     uint64_t staging_bytes() const { return info().staging_bytes; }
     uint64_t host_bytes() const { return info().host_bytes; }
+    // Most experts that this rank has had staged at once, and batches of the last move.
+    int32_t staged() const { return staged_; }
+    int64_t batches() const { return batches_; }
     // The kind in use, and why.
     std::string describe() const;
 
@@ -34,8 +38,9 @@ private:
 
     const Session &session_;
     const EplbOptions &options_;
-    const Weights &weights_;
     std::unique_ptr<moelink_eplb_comm, Closer> comm_;
+    int32_t staged_ = 0;
+    int64_t batches_ = 0;
 };
 
 }  // namespace perf

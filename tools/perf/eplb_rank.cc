@@ -140,6 +140,8 @@ private:
                                   {"plan_ms", planned.ms},
                                   {"move_ms", ms},
                                   {"move_samples", options_.repeat},
+                                  {"batches", mover_.batches()},
+                                  {"staged_experts", mover_.staged()},
                                   {"staging_bytes", mover_.staging_bytes()},
                                   {"host_bytes", mover_.host_bytes()},
                                   {"pair_us_before", before.us},
