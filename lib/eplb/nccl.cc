@@ -54,6 +54,7 @@ private:
     std::vector<Call> list_calls();
     void launch();
     void advance();
+    void drain();
     void abort() noexcept;
     template <class Body>
     void or_lose(Body &&body);
@@ -237,6 +238,14 @@ bool NcclExchange::poll() {
     return phase_ != Phase::idle;
 }
 
+void NcclExchange::drain() {
+    constexpr std::chrono::microseconds nap{20};
+    while (phase_ != Phase::idle) {
+        advance();
+        std::this_thread::sleep_for(nap);
+    }
+}
+
 void NcclExchange::abort() noexcept {
     broken_ = true;
     try {
@@ -247,7 +256,9 @@ void NcclExchange::abort() noexcept {
     }
 }
 
-void NcclExchange::end(bool) {
+void NcclExchange::end(bool agreed) {
+    // All have what they wanted, so what this rank sends is as good as done.
+    if (agreed) attempt([&] { drain(); });
     round_ = nullptr;
     const Phase phase = std::exchange(phase_, Phase::idle);
     if (phase == Phase::unpacking) device_.synchronize(stream_);

@@ -27,7 +27,7 @@ namespace {
 
 constexpr int slots = 3;
 constexpr int32_t layer_number = 4;
-constexpr uint64_t wide = 40000;  // more than a ring of the fake
+constexpr uint64_t scale = 500;  // rows of the first tensor: more than a ring of the fake
 
 // A communicator of NCCL as a caller has one.
 NcclComm join(rank_context *ctx, int blocking) {
@@ -49,7 +49,7 @@ NcclComm join(rank_context *ctx, int blocking) {
 struct Ranked {
     rank_context *ctx;
     int32_t kind;
-    exchange layer{};
+    exchange_layer layer;
     NcclComm callers = nullptr;
     moelink_eplb_comm *comm = nullptr;
     std::vector<int32_t> map;  // what the slots hold
@@ -59,23 +59,23 @@ struct Ranked {
         RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, kind, &comm));
         params.timeout_ns = timeout_ns;
         params.staging_experts = slots;
-        exchange_open(&layer, ctx, slots, wide);
-        map.resize(static_cast<size_t>(ctx->size * slots));
-        exchange_draw(&state, ctx->size, slots, experts(), map.data());
-        exchange_write(&layer, map.data());
+        layer = exchange_make(ctx, layer_number, slots, scale, EXCHANGE_PLAIN);
+        map = draw();
+        for (int32_t &expert : map) expert = expert < 0 ? 0 : expert;  // every slot holds something
+        exchange_fill(ctx, &layer, mine(map));
     }
     ~Ranked() {
-        exchange_close(&layer);
+        exchange_free(ctx, &layer);
         let_nccl_take_host_memory(false);
     }
 
-    int experts() const { return ctx->size * slots - 2; }
+    const int32_t *mine(const std::vector<int32_t> &of) const { return of.data() + ctx->rank * slots; }
 
     // A communicator that is new, or as new.
     void start() {
         if (kind == MOELINK_EPLB_COMM_NCCL) params.nccl_comm = callers = join(ctx, 0);
         RANK_OK(ctx, moelink_eplb_comm_reinit(comm, &params));
-        exchange_register(&layer, comm, layer_number);
+        exchange_register(ctx, comm, &layer);
     }
     void stop() {
         moelink_eplb_comm_destroy(comm);
@@ -96,26 +96,26 @@ struct Ranked {
         return info.state;
     }
     std::vector<int32_t> draw() {
-        std::vector<int32_t> next(map.size());
-        exchange_draw(&state, ctx->size, slots, experts(), next.data());
+        std::vector<int32_t> next(static_cast<size_t>(ctx->size * slots));
+        exchange_map(++maps, ctx->size, slots, ctx->size * slots - 2, next.data());
         return next;
     }
-    // Every rank gets the next one's experts, so all send and receive.
-    std::vector<int32_t> turn() const {
+    void run(const std::vector<int32_t> &next) {
+        exchange_run(ctx, comm, &layer, map.data(), next.data());
+        for (size_t at = 0; at < map.size(); ++at) map[at] = next[at] < 0 ? map[at] : next[at];
+    }
+    // Queues a round in which every rank gets all of the next one's experts.
+    void queue_turn() {
+        for (size_t at = 0; at < map.size(); ++at) map[at] = static_cast<int32_t>(at);
+        exchange_fill(ctx, &layer, mine(map));
         std::vector<int32_t> next = map;
         std::rotate(next.begin(), next.begin() + slots, next.end());
-        return next;
-    }
-    void move(const char *when) {
-        const std::vector<int32_t> next = draw();
-        exchange_queue(&layer, comm, layer_number, map.data(), next.data());
-        RANK_OK(ctx, moelink_eplb_comm_execute(comm));
-        map = next;
-        exchange_check(&layer, map.data(), when);
+        RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, map.data(), static_cast<int64_t>(map.size()), layer_number));
+        RANK_EQUAL(ctx, exchange_queue(ctx, comm, &layer, map.data(), next.data()), slots);
     }
 
     moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
-    uint64_t state = 77;  // the same maps on all ranks
+    uint64_t maps = 77;  // the same on all ranks
 };
 
 int32_t kind_of(const rank_context *ctx) { return *static_cast<const int32_t *>(ctx->user); }
@@ -136,26 +136,13 @@ const int32_t both[] = {MOELINK_EPLB_COMM_NCCL_OWN, MOELINK_EPLB_COMM_NCCL};
 void rounds(rank_context *ctx) {
     Ranked rank(ctx, kind_of(ctx));
     rank.start();
-    for (int round = 0; round < 6; ++round) rank.move("after a round");
+    for (int round = 0; round < 6; ++round) rank.run(rank.draw());
 
-    // One expert to everybody.
+    // One expert to everybody, then nothing for anybody.
     std::vector<int32_t> next = rank.map;
-    for (int to = 1; to < ctx->size; ++to) next[static_cast<size_t>(to * slots + to % slots)] = rank.map[0];
-    for (int to = 1; to < ctx->size; ++to) {
-        for (int slot = 0; slot < slots; ++slot) {
-            const auto at = static_cast<size_t>(to * slots + slot);
-            if (slot != to % slots && rank.map[at] == rank.map[0]) next[at] = -1;  // not twice on a rank
-        }
-    }
-    exchange_queue(&rank.layer, rank.comm, layer_number, rank.map.data(), next.data());
-    RANK_OK(ctx, moelink_eplb_comm_execute(rank.comm));
-    for (size_t at = 0; at < next.size(); ++at) next[at] = next[at] < 0 ? rank.map[at] : next[at];  // an empty slot keeps its bytes
-    exchange_check(&rank.layer, next.data(), "after one expert went to all");
-    rank.map = next;
-
-    // Nothing queued anywhere, and on one rank only.
-    RANK_OK(ctx, moelink_eplb_comm_execute(rank.comm));
-    exchange_check(&rank.layer, rank.map.data(), "after a round without transfers");
+    for (int to = 0; to < ctx->size; ++to) next[static_cast<size_t>(to * slots + to % slots)] = rank.map[0];
+    rank.run(next);
+    rank.run(rank.map);
 
     moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
     RANK_OK(ctx, moelink_eplb_comm_stats_of(rank.comm, &stats));
@@ -175,25 +162,36 @@ void test_threads(void **) {
     }
 }
 
-// Straight to memory that holds nothing yet, between rows that are not contiguous at either end.
+// Straight to memory that holds nothing yet, from and to rows that are not contiguous: everybody's first expert to all others.
 void direct(rank_context *ctx) {
     Ranked rank(ctx, kind_of(ctx));
     rank.params.flags = MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM;
     rank.start();
-    // Everybody's slot 0 to the next rank's slot 2, which nobody reads.
-    std::vector<int32_t> next = rank.map;
-    for (int from = 0; from < ctx->size; ++from) {
-        rank.map[static_cast<size_t>(from * slots)] = from;
-        rank.map[static_cast<size_t>(from * slots + 1)] = rank.map[static_cast<size_t>(from * slots + 2)] = -1;
-    }
-    next = rank.map;
-    for (int from = 0; from < ctx->size; ++from) next[static_cast<size_t>((from + 1) % ctx->size * slots + 2)] = from;
-    exchange_write(&rank.layer, rank.map.data());
+    for (int32_t at = 0; at < ctx->size * slots; ++at) rank.map[static_cast<size_t>(at)] = at;
+    exchange_fill(ctx, &rank.layer, rank.mine(rank.map));
+    exchange_layer landing = exchange_make(ctx, layer_number, ctx->size, scale, EXCHANGE_PLAIN);
+    std::vector<int32_t> wanted(static_cast<size_t>(ctx->size));
+    for (int from = 0; from < ctx->size; ++from) wanted[static_cast<size_t>(from)] = from == ctx->rank ? -1 : from * slots;
     for (int round = 0; round < 3; ++round) {
-        exchange_queue(&rank.layer, rank.comm, layer_number, rank.map.data(), next.data());
+        const std::vector<int32_t> nothing(wanted.size(), -1);
+        exchange_fill(ctx, &landing, nothing.data());
+        RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(rank.comm, rank.map.data(), static_cast<int64_t>(rank.map.size()), layer_number));
+        for (int peer = 0; peer < ctx->size; ++peer) {
+            if (peer == ctx->rank) continue;
+            moelink_rows rows[EXCHANGE_TENSORS];
+            exchange_rows(&landing, peer, rows);
+            RANK_OK(ctx, moelink_eplb_comm_add_send(rank.comm, nullptr, 0, peer, ctx->rank * slots));
+            RANK_OK(ctx, moelink_eplb_comm_add_recv(rank.comm, rows, EXCHANGE_TENSORS, peer, peer * slots));
+        }
         RANK_OK(ctx, moelink_eplb_comm_execute(rank.comm));
-        exchange_check(&rank.layer, next.data(), "after a direct round");
+        exchange_check(ctx, &landing, wanted.data());
+        exchange_check(ctx, &rank.layer, rank.mine(rank.map));
     }
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    RANK_OK(ctx, moelink_eplb_comm_describe(rank.comm, &info, nullptr, 0));
+    // Of what is sent to all there is one contiguous copy; what is received has one each.
+    RANK_CHECK(ctx, info.staging_bytes > 0);
+    exchange_free(ctx, &landing);
     rank.stop();
 }
 void test_direct(void **) {
@@ -223,11 +221,10 @@ const Fault faults[] = {
 void failing(rank_context *ctx) {
     Ranked rank(ctx, kind_of(ctx), uint64_t{600} * 1000 * 1000 * 1000);
     rank.start();
-    rank.move("before anything has failed");
+    rank.run(rank.draw());
     for (const Fault &fault : faults) {
         rank_scene(ctx, "%s number %d", fault.call, fault.number);
-        const std::vector<int32_t> next = rank.turn();
-        exchange_queue(&rank.layer, rank.comm, layer_number, rank.map.data(), next.data());
+        rank.queue_turn();
         if (ctx->rank == 1) fake_nccl_fail(fault.call, fault.number, fault.result);
         RANK_STATUS(ctx, moelink_eplb_comm_execute(rank.comm), fault.status);
         RANK_TEXT(ctx, moelink_last_error(), "rank 1");
@@ -237,10 +234,10 @@ void failing(rank_context *ctx) {
         RANK_TEXT(ctx, moelink_last_error(), "reinit");
         // Of the caller's communicator only the caller may say that nothing comes any more.
         if (rank.callers != nullptr) RANK_EQUAL(ctx, nccl().comm_abort(std::exchange(rank.callers, nullptr)), nccl_success);
-        exchange_check(&rank.layer, rank.map.data(), "after a call that failed");
+        exchange_check(ctx, &rank.layer, rank.mine(rank.map));
         rank.start();
         rank.expect_left(1);
-        rank.move("after a new start");
+        rank.run(rank.draw());
     }
     rank.stop();
 }
@@ -254,18 +251,17 @@ void test_failing(void **) {
 void silent(rank_context *ctx) {
     Ranked rank(ctx, kind_of(ctx), uint64_t{800} * 1000 * 1000 * static_cast<uint64_t>(ranks_scaled_ms(1000)) / 1000);
     rank.start();
-    rank.move("before the silence");
-    const std::vector<int32_t> next = rank.turn();
-    exchange_queue(&rank.layer, rank.comm, layer_number, rank.map.data(), next.data());
+    rank.run(rank.draw());
+    rank.queue_turn();
     if (ctx->rank == 1) fake_nccl_fail("ncclSend", 0, FAKE_NCCL_LOST);
     RANK_STATUS(ctx, moelink_eplb_comm_execute(rank.comm), MOELINK_ERR_TIMEOUT);
     RANK_TEXT(ctx, moelink_last_error(), "deadline");
     fake_nccl_fail(nullptr, 0, 0);
     RANK_EQUAL(ctx, rank.state_now(), MOELINK_EPLB_COMM_POISONED);
     if (rank.callers != nullptr) RANK_EQUAL(ctx, nccl().comm_abort(std::exchange(rank.callers, nullptr)), nccl_success);
-    exchange_check(&rank.layer, rank.map.data(), "after the silence");
+    exchange_check(ctx, &rank.layer, rank.mine(rank.map));
     rank.start();
-    rank.move("after a new start");
+    rank.run(rank.draw());
     rank.stop();
 }
 void test_silent(void **) {
@@ -289,7 +285,7 @@ void not_made(rank_context *ctx) {
         rank.expect_left(0);
     }
     rank.start();
-    rank.move("when it could be made");
+    rank.run(rank.draw());
     rank.stop();
 }
 void test_not_made(void **) { run(4, 0, MOELINK_EPLB_COMM_NCCL_OWN, &not_made); }
@@ -313,10 +309,10 @@ void not_fitting(rank_context *ctx) {
     // A communicator that the caller uses otherwise in between, and keeps.
     rank.callers = comm;
     RANK_OK(ctx, moelink_eplb_comm_init(rank.comm, &rank.params));
-    exchange_register(&rank.layer, rank.comm, layer_number);
+    exchange_register(ctx, rank.comm, &rank.layer);
     std::vector<int> all(static_cast<size_t>(ctx->size));
     for (int round = 0; round < 3; ++round) {
-        rank.move("between the caller's own calls");
+        rank.run(rank.draw());
         RANK_EQUAL(ctx, nccl().all_gather(&ctx->rank, all.data(), 1, nccl_int32, comm, nullptr), nccl_success);
         for (int peer = 0; peer < ctx->size; ++peer) RANK_EQUAL(ctx, all[static_cast<size_t>(peer)], peer);
     }
@@ -355,7 +351,7 @@ void beside_model(rank_context *ctx) {
             right += good;
         }
     });
-    for (int round = 0; round < 10; ++round) rank.move("beside the model");
+    for (int round = 0; round < 10; ++round) rank.run(rank.draw());
     forward.join();
     RANK_EQUAL(ctx, right.load(), steps);
     RANK_EQUAL(ctx, nccl().comm_destroy(model), nccl_success);
@@ -370,7 +366,7 @@ void again(rank_context *ctx) {
     for (int time = 0; time < times; ++time) {
         Ranked rank(ctx, MOELINK_EPLB_COMM_NCCL_OWN);
         rank.start();
-        if (time % 10 == 0) rank.move("of one of many communicators");
+        if (time % 10 == 0) rank.run(rank.draw());
         rank.stop();
     }
 }
