@@ -309,12 +309,15 @@ void SocketTransport::on_lost(Link &link, moelink_status status, const std::stri
     int peer = link.peer();
     auto keep = link.shared_from_this();
     auto sent_to = outgoing_.find(peer);
-    if (&link == parent_.get()) {
+    const bool incoming = is_incoming(link);
+    if (incoming || (sent_to != outgoing_.end() && sent_to->second.link.get() == &link)) {
+        if (incoming) incoming_.erase(peer);
+        if (!incoming) outgoing_.erase(sent_to);
+        // That the peer has left comes over the tree too, behind the decisions that it knew of when it left; by this connection it
+        // would overtake them.
+        if (status == MOELINK_ERR_PEER_EXITED) return;
+    } else if (&link == parent_.get()) {
         parent_.reset();
-    } else if (is_incoming(link)) {
-        incoming_.erase(peer);
-    } else if (sent_to != outgoing_.end() && sent_to->second.link.get() == &link) {
-        outgoing_.erase(sent_to);
     } else {
         children_.erase(peer);
     }
