@@ -33,7 +33,7 @@ const std::vector<Column> columns = {
     {"MiB", "crossed", 8, [](const json &row) { return number(value(row, "bytes") / (1 << 20)); }, nullptr},
     {"plan", "ms", 7, [](const json &row) { return number(value(row, "plan_ms")); }, nullptr},
     {"move", "ms", 8, [](const json &row) { return number(value(row, "move_ms")); },
-     "move      the whole rearrangement, median; GB/s: what crossed, all ranks together, over that time"},
+     "move      the whole rearrangement with all its agreements, median; GB/s: what crossed, all ranks together, over that time"},
     {"", "GB/s", 7, [](const json &row) { return number(value(row, "move_gbps")); }, nullptr},
     {"copy", "GB/s", 7, [](const json &row) { return number(value(row, "copy_gbps")); },
      "copy      the same experts pulled from the same ranks by plain copies (on CUDA by copy engines), all ranks at once"},
@@ -44,9 +44,9 @@ const std::vector<Column> columns = {
     {"pair", "before", 9, [](const json &row) { return number(value(row, "pair_us_before")); },
      "pair      [us] p50 of dispatch and combine of the new traffic's first layer, with the old map and with the new one"},
     {"us", "after", 9, [](const json &row) { return number(value(row, "pair_us_after")); }, nullptr},
-    {"skew of", "rows", 7,
+    {"skew of", "tokens", 9,
      [](const json &row) { return fmt::format("{:.2f}/{:.2f}", value(row, "skew_before"), value(row, "skew_after")); },
-     "skew      received rows of a rank in those dispatches, most over mean: before/after"},
+     "skew      tokens for the experts of a rank in those dispatches, most over mean: before/after"},
     {"checked", "", 7, [](const json &row) { return row.at("checked").get<std::string>(); }, nullptr},
 };
 
@@ -58,6 +58,11 @@ void check_options(const EplbOptions &options) {
     check_writable(options.json);
     int32_t kind = 0;
     must(moelink_eplb_comm_kind_of(options.back_end.c_str(), &kind), "--back-end");
+    char why[512] = "";
+    const int32_t device = options.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
+    if (kind != MOELINK_EPLB_COMM_AUTO && moelink_eplb_comm_kind_describe(kind, device, why, sizeof why) != MOELINK_OK) {
+        throw std::invalid_argument(fmt::format("--back-end {}: {}", options.back_end, why));
+    }
     if (kind == MOELINK_EPLB_COMM_NCCL) {
         throw std::invalid_argument("--back-end nccl needs a program with a communicator of its own; nccl-own makes one");
     }

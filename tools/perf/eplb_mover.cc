@@ -40,7 +40,7 @@ moelink_eplb_comm_info Mover::info(std::string *reasons) const {
 std::string Mover::describe() const {
     std::string reasons;
     const moelink_eplb_comm_info found = info(&reasons);
-    return fmt::format("experts moved by {}: {}", moelink_eplb_comm_kind_name(found.kind), reasons);
+    return fmt::format("experts were moved by {} ({})", moelink_eplb_comm_kind_name(found.kind), reasons.substr(0, reasons.find('\n')));
 }
 
 double Mover::move(const Map &from, const Map &to) {

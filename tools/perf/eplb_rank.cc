@@ -11,6 +11,7 @@
 #include "eplb_weights.hpp"
 #include "measure.hpp"
 #include "session.hpp"
+#include "values.hpp"
 
 namespace perf {
 
@@ -60,6 +61,9 @@ public:
           weights_(session, options),
           mover_(session, options, weights_),
           map_(plan(options, topics.front(), {}).map) {
+        if (session.rank() == 0) {
+            channel.send({{"note", mover_.describe()}});
+        }
         weights_.write(map_);
         session.barrier();
     }
@@ -78,7 +82,7 @@ private:
     // Dispatch and combine of one kind of traffic with one map.
     struct Pair {
         double us = 0;
-        double skew = 0;
+        double skew = 0;  // tokens that a rank's experts get, most over mean
     };
 
     void announce(const std::string &name, const char *step) const { channel_.send({{"at", name + ": " + step}}); }
@@ -184,17 +188,14 @@ private:
         job.decoy();
         const Measured measured = measure_baseline(job);
         judge(measured.chain, where);
-        std::vector<int64_t> received(static_cast<size_t>(session_.ranks()));
-        int64_t all = 0;
-        for (int from = 0; from < session_.ranks(); ++from) {
-            for (int to = 0; to < session_.ranks(); ++to) {
-                const int64_t rows = world.rows_between(from, to);
-                received[static_cast<size_t>(to)] += rows;
-                all += rows;
+        std::vector<double> loads(static_cast<size_t>(session_.ranks()));
+        for (const auto &ids : world.ids) {
+            for (const int32_t id : ids) {
+                loads[static_cast<size_t>(owner_of(id, world.experts, world.ranks))] += 1;
             }
         }
-        const int64_t most = *std::max_element(received.begin(), received.end());
-        return {measured.pair.p50, static_cast<double>(most) * session_.ranks() / static_cast<double>(std::max<int64_t>(all, 1))};
+        const double mean = static_cast<double>(options_.tokens) * options_.topk;
+        return {measured.pair.p50, *std::max_element(loads.begin(), loads.end()) / mean};
     }
 
     const Session &session_;

@@ -272,6 +272,9 @@ void add_eplb(CLI::App &app, perf::EplbOptions &options) {
     app.add_option("--iterations", options.iterations, "timed repetitions of the pair; 0: about a second's worth, 5 to 200")
         ->check(CLI::Range(0, 100000))
         ->capture_default_str();
+    app.add_option("--warmup", options.warmup, "repetitions before the timed ones")
+        ->check(CLI::Range(0, 100000))
+        ->capture_default_str();
     app.add_flag("--check", options.check, "compare every byte of every slot after each move");
     app.add_option("--corrupt", options.corrupt, "self-test: damage one byte of the last rank after the 'move'; must fail")
         ->check(CLI::IsMember({"move"}))

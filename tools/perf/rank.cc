@@ -29,7 +29,7 @@ void resolve(RunOptions &options) {
     }
 }
 
-int ordinal_of(const PairOptions &options, int rank) {
+int ordinal_of(const RunOptions &options, int rank) {
     int32_t count = 0;
     if (options.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
         return -1;
