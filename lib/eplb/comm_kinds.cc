@@ -15,7 +15,7 @@ const CommKind *const kinds[] = {&comm_read_kind, &comm_staged_kind};
 
 // "a b c" holds "b".
 bool lists(const char *names, const std::string &name) {
-    return !name.empty() && (std::string(" ") + names + " ").find(" " + name + " ") != std::string::npos;
+    return !name.empty() && name.find(' ') == std::string::npos && (std::string(" ") + names + " ").find(" " + name + " ") != std::string::npos;
 }
 
 int32_t kind_of(const std::string &name) {
