@@ -236,7 +236,10 @@ static void callbacks(rank_context *ctx) {
         told.calls = 0;
         result = model_result(&model);
         RANK_OK(ctx, moelink_eplb_rearrange(model.comm, &model.shape, &params, &result));
-        model_check(ctx, &model, &result);
+        for (int i = 0; i < model.shape.layers * model.slots; ++i) {
+            const int32_t now = model.map[i / model.slots * model.shape.slots + ctx->rank * model.slots + i % model.slots];
+            if (now >= 0) RANK_EQUAL(ctx, model.held[i], now);
+        }
         params.position = result.position;
     } while (result.position < result.batches);
     model_free(ctx, &model);
