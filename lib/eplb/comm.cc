@@ -243,12 +243,13 @@ void Comm::clear_queues() noexcept {
 }
 
 void Comm::execute() {
-    require(Queue::may_hold, "execute");
-    const Deadline deadline = Deadline::after_ns(params_.timeout_ns);
     const bool idle = sends_.empty() && receives_.empty();
-    Round round{++generation_, idle ? nullptr : layer_, std::move(sends_), std::move(receives_), stream_, deadline};
+    const Deadline deadline = Deadline::after_ns(params_.timeout_ns);
+    Round round{generation_ + 1, idle ? nullptr : layer_, std::move(sends_), std::move(receives_), stream_, deadline};
     const std::vector<Strips> destinations = std::move(destinations_);
     clear_queues();
+    require(Queue::may_hold, "execute");
+    ++generation_;
     Exchange exchange({*group_, device_, *backend_, *row_}, round, *memory_, context_,
                       (params_.flags & MOELINK_EPLB_COMM_F_CHECKSUM) != 0);
     try {

@@ -203,7 +203,9 @@ void Rearrangement::do_batch(int64_t batch) {
     if (!profile()) {
         exchange(layer, moves);
         // Every rank has what it wants and reads no other's slots any more.
+        log(MOELINK_LOG_DEBUG, "batch {}: rank {} fills its slots", batch, rank_);
         for (const moelink_eplb_move &move : moves) make_local(layer, move);
+        log(MOELINK_LOG_DEBUG, "batch {}: rank {} has filled its slots", batch, rank_);
     }
     for (const moelink_eplb_move &move : moves) count(layer, move);
     if (told_.empty()) {
