@@ -77,8 +77,10 @@ typedef struct moelink_eplb_comm_params {
     int32_t reserved;        /**< 0 */
     uint64_t chunk_bytes;    /**< [bytes] of the pieces that STAGED sends, 4096 .. 2^30; 0 = 1 MiB; the same on every rank */
     uint64_t timeout_ns;     /**< [ns] deadline of each collective call; 0 = the group's */
-    void *nccl_comm;         /**< NCCL: the caller's ncclComm_t over the group's ranks in the group's order; it stays the caller's
-                                  and must outlive the communicator's use. Else NULL */
+    void *nccl_comm;         /**< NCCL: the caller's ncclComm_t over the group's ranks in the group's order; it stays the caller's,
+                                  must outlive the communicator's use, and is used by nobody else during a call. It is never
+                                  aborted here: when a round on it is lost, abort it (ncclCommAbort) on all ranks before cleanup,
+                                  which else waits for what NCCL may still write. Else NULL */
 } moelink_eplb_comm_params;
 #define MOELINK_EPLB_COMM_PARAMS_INIT {(uint32_t)sizeof(moelink_eplb_comm_params), 0u, 0, 0, 0u, 0u, 0}
 /** Local, never fails. Threads: any. */
@@ -205,7 +207,8 @@ MOELINK_API moelink_status moelink_eplb_comm_add_recv(moelink_eplb_comm *comm, c
  *  every rank that has returned, and visible to the host and to the stream. On failure rows are as before on every rank, and no
  *  queue holds anything. Collective, host-blocking, not capturable.
  *  Errors: MISMATCH (sends without receives or the other way round, other layers, old_indices, sizes: the text names ranks and
- *  expert); TIMEOUT (naming the ranks); INTERNAL for a wrong code; these leave the communicator READY. PEER_EXITED,
+ *  expert); TIMEOUT (naming the ranks); INTERNAL for a wrong code; these leave the communicator READY, but for a TIMEOUT of
+ *  NCCL's transfers: POISONED. PEER_EXITED,
  *  PEER_UNREACHABLE, ABORTED, DEVICE, or INTERNAL of a library: POISONED; a rank that had heard that all were done before it
  *  lost the others returns OK and is POISONED at its next call. */
 MOELINK_API moelink_status moelink_eplb_comm_execute(moelink_eplb_comm *comm);

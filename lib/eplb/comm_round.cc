@@ -80,6 +80,7 @@ void Exchange::run(const Deadline &deadline) {
         if (place_.kind.together) {
             wait_until([&] { return all_ready(); });
             agree(deadline);
+            moving_ = true;
             guarded([&] {
                 for (auto &[rank, peer] : peers_) {
                     if (rank != place_.group.rank() && outcome_.status == MOELINK_OK) place_.backend.ready(rank);
@@ -195,7 +196,7 @@ bool Exchange::all_ready() const {
 void Exchange::wait_until(const std::function<bool()> &reached) {
     auto done = [&] { return outcome_.status != MOELINK_OK || reached(); };
     if (!place_.group.attend(*this, done, round_.deadline)) {
-        failed(MOELINK_ERR_TIMEOUT, fmt::format("round {}: {}", round_.generation, missing_text()));
+        failed(MOELINK_ERR_TIMEOUT, fmt::format("round {}: {}", round_.generation, missing_text()), moving_);
     }
 }
 

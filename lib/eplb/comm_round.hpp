@@ -88,6 +88,7 @@ private:
     Deadline::clock::time_point started_;
     Outcome outcome_;
     bool lost_ = false;
+    bool moving_ = false;  // in a kind that acts together: nobody can call back what has been started
 };
 
 }  // namespace moelink::eplb

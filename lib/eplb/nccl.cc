@@ -43,15 +43,19 @@ private:
         uint64_t bytes;
         int peer;
     };
-    struct Unpacking {
-        Strip to;
-        Strip from;
+    // Where rows that are not contiguous are while they travel. What is sent to several ranks has one place.
+    struct Detour {
+        bool send;
+        Strip rows;
+        uint64_t offset;
     };
 
     bool is_own(const Transfer &transfer) const { return transfer.peer == group_.rank(); }
     int32_t link(int peer) const;
-    unsigned char *pack(const Strip &strip);
-    std::vector<Call> list_calls();
+    const Detour *detour(bool send, const Strip &rows) const;
+    unsigned char *contiguous(bool send, const Strip &rows) const;
+    std::vector<Call> list_calls() const;
+    void copy_detours(bool send) const;
     void launch();
     void advance();
     void drain();
@@ -73,11 +77,8 @@ private:
     moelink_stream stream_ = nullptr;
     std::vector<int> partners_;  // other ranks that this one sends to or receives from
     size_t ready_ = 0;
-    uint64_t room_used_ = 0;
-    std::vector<std::pair<Strip, unsigned char *>> packed_;  // what is sent more than once is packed once
-    std::vector<Unpacking> unpacking_;
+    std::vector<Detour> detours_;
     Mark mark_;
-    Deadline deadline_;
 };
 
 NcclExchange::~NcclExchange() {
@@ -116,21 +117,24 @@ void NcclExchange::begin(Round &round) {
     if (broken_) fail(MOELINK_ERR_INVALID_STATE, "the NCCL communicator was lost in an earlier round; reinit makes a new one");
     round_ = &round;
     stream_ = round.stream;
-    ready_ = room_used_ = 0;
+    ready_ = 0;
     partners_.clear();
-    packed_.clear();
-    unpacking_.clear();
-    const uint64_t left = round.deadline.left_ns();
-    deadline_ = Deadline::after_ns(left - left / 16);  // before the round's own, which would not count the communicator as lost
+    detours_.clear();
 
     uint64_t room = 0;
-    for (const std::vector<Transfer> *list : {&round.sends, &round.receives}) {
-        for (const Transfer &transfer : *list) {
+    auto plan = [&](bool send, const std::vector<Transfer> &list) {
+        for (const Transfer &transfer : list) {
             if (is_own(transfer)) continue;
             partners_.push_back(transfer.peer);
-            for (const Strip &strip : transfer.rows) room += dense(strip) ? 0 : strip.bytes();
+            for (const Strip &rows : transfer.rows) {
+                if (dense(rows) || detour(send, rows) != nullptr) continue;
+                detours_.push_back({send, rows, room});
+                room += rows.bytes();
+            }
         }
-    }
+    };
+    plan(true, round.sends);
+    plan(false, round.receives);
     std::sort(partners_.begin(), partners_.end());
     partners_.erase(std::unique(partners_.begin(), partners_.end()), partners_.end());
     if (room > room_bytes_) {
@@ -145,50 +149,51 @@ void NcclExchange::ready(int) {
     if (++ready_ == partners_.size() && !broken_) or_lose([&] { launch(); });
 }
 
-unsigned char *NcclExchange::pack(const Strip &strip) {
-    unsigned char *at = room_.as() + room_used_;
-    room_used_ += strip.bytes();
-    return at;
+const NcclExchange::Detour *NcclExchange::detour(bool send, const Strip &rows) const {
+    for (const Detour &one : detours_) {
+        if (one.send == send && one.rows.data == rows.data && one.rows.row_stride == rows.row_stride) return &one;
+    }
+    return nullptr;
+}
+
+unsigned char *NcclExchange::contiguous(bool send, const Strip &rows) const {
+    const Detour *place = dense(rows) ? nullptr : detour(send, rows);
+    return place == nullptr ? rows.data : room_.as() + place->offset;
 }
 
 // In the order that both ends of each pair know: by expert, then by tensor.
-std::vector<NcclExchange::Call> NcclExchange::list_calls() {
+std::vector<NcclExchange::Call> NcclExchange::list_calls() const {
     std::vector<Call> calls;
-    auto list = [&](std::vector<Transfer> &transfers, auto &&place) {
-        std::vector<Transfer *> order;
-        for (Transfer &transfer : transfers) {
+    auto list = [&](bool send, const std::vector<Transfer> &transfers) {
+        std::vector<const Transfer *> order;
+        for (const Transfer &transfer : transfers) {
             if (!is_own(transfer)) order.push_back(&transfer);
         }
         std::sort(order.begin(), order.end(), [](const Transfer *a, const Transfer *b) {
             return a->peer != b->peer ? a->peer < b->peer : a->expert < b->expert;
         });
         for (const Transfer *transfer : order) {
-            for (const Strip &strip : transfer->rows) calls.push_back(place(strip, transfer->peer));
+            for (const Strip &rows : transfer->rows) calls.push_back({send, contiguous(send, rows), rows.bytes(), transfer->peer});
         }
     };
-    list(round_->sends, [&](const Strip &strip, int peer) {
-        if (dense(strip)) return Call{true, strip.data, strip.bytes(), peer};
-        for (const auto &[from, at] : packed_) {
-            const bool same = from.data == strip.data && from.row_stride == strip.row_stride && from.row_bytes == strip.row_bytes && from.rows == strip.rows;
-            if (same) return Call{true, at, strip.bytes(), peer};
-        }
-        unsigned char *at = pack(strip);
-        copy_strips(device_, packed({strip}, at), {strip}, stream_);
-        packed_.emplace_back(strip, at);
-        return Call{true, at, strip.bytes(), peer};
-    });
-    list(round_->receives, [&](const Strip &strip, int peer) {
-        if (dense(strip)) return Call{false, strip.data, strip.bytes(), peer};
-        unsigned char *at = pack(strip);
-        unpacking_.push_back({strip, packed({strip}, at).front()});
-        return Call{false, at, strip.bytes(), peer};
-    });
+    list(true, round_->sends);
+    list(false, round_->receives);
     return calls;
+}
+
+void NcclExchange::copy_detours(bool send) const {
+    for (const Detour &one : detours_) {
+        if (one.send != send) continue;
+        const Strips rows{one.rows};
+        const Strips place = packed(rows, room_.as() + one.offset);
+        copy_strips(device_, send ? place : rows, send ? rows : place, stream_);
+    }
 }
 
 void NcclExchange::launch() {
     const std::vector<Call> list = list_calls();
     DeviceGuard guard(device_);
+    copy_detours(true);
     phase_ = Phase::launching;
     NcclCalls calls(comm_);
     for (const Call &call : list) {
@@ -211,7 +216,6 @@ void NcclExchange::on_message(int from, const MessageHead &head, const Payload &
 
 void NcclExchange::advance() {
     DeviceGuard guard(device_);
-    if (deadline_.passed()) fail(MOELINK_ERR_TIMEOUT, "round {}: NCCL has not moved all experts by the deadline", round_->generation);
     if (!nccl_settled(comm_)) return;
     if (phase_ == Phase::launching) {
         mark_ = Mark(device_, stream_);
@@ -219,7 +223,7 @@ void NcclExchange::advance() {
     }
     if (!mark_.passed()) return;
     if (phase_ == Phase::moving) {
-        for (const Unpacking &one : unpacking_) copy_strips(device_, {one.to}, {one.from}, stream_);
+        copy_detours(false);
         mark_ = Mark(device_, stream_);
         phase_ = Phase::unpacking;
     }
@@ -240,7 +244,8 @@ bool NcclExchange::poll() {
 
 void NcclExchange::drain() {
     constexpr std::chrono::microseconds nap{20};
-    while (phase_ != Phase::idle) {
+    const Deadline deadline = group_.deadline();
+    while (phase_ != Phase::idle && !deadline.passed()) {
         advance();
         std::this_thread::sleep_for(nap);
     }
