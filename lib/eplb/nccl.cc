@@ -85,7 +85,8 @@ NcclExchange::~NcclExchange() {
     try {
         DeviceGuard guard(device_);
         if (own_ && comm_ != nullptr) {
-            broken_ ? nccl().comm_abort(comm_) : nccl().comm_destroy(comm_);
+            const bool well = !broken_ && group_.fault() == MOELINK_OK;  // else a peer may never come to its own end of this
+            well ? nccl().comm_destroy(comm_) : nccl().comm_abort(comm_);
         }
         // NCCL may still hold staged memory that is about to be freed, and only the owner of the communicator can make it stop.
         constexpr std::chrono::milliseconds nap{1};

@@ -18,8 +18,12 @@ extern "C" {
 
 #define FAKE_NCCL_API __attribute__((visibility("default")))
 
-/* The call reports success and nothing travels: a peer that has stalled, seen by the others only as silence. */
-enum { FAKE_NCCL_LOST = -1 };
+enum fake_nccl_wish {
+    /* The call reports success and nothing travels: a peer that has stalled, seen by the others only as silence. */
+    FAKE_NCCL_LOST = -1,
+    /* The process is killed in the call. */
+    FAKE_NCCL_DIE = -2
+};
 
 /* Makes call number `number` (1, 2, ...; 0: every one) of a function by this thread, counted from now on, fail with `result`.
  * "ncclSend" and so on; "ncclCommGetAsyncError:state" is what that function tells of the communicator, instead of its own

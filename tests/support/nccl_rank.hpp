@@ -98,6 +98,15 @@ struct NcclRank {
         RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, map.data(), static_cast<int64_t>(map.size()), number));
         RANK_EQUAL(ctx, exchange_queue(ctx, comm, &layer, map.data(), next.data()), slots);
     }
+    // After rank 1 has died: this rank learns it, keeps what it had, and can give its communicator up.
+    void outlive() {
+        RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), MOELINK_ERR_PEER_EXITED);
+        RANK_TEXT(ctx, moelink_last_error(), "rank 1 exited");
+        RANK_EQUAL(ctx, state(), MOELINK_EPLB_COMM_POISONED);
+        if (callers != nullptr) RANK_EQUAL(ctx, nccl().comm_abort(std::exchange(callers, nullptr)), nccl_success);
+        moelink_eplb_comm_destroy(comm);
+        exchange_check(ctx, &layer, mine(map));
+    }
     // Several rounds, one expert to everybody, and nothing for anybody.
     void run_rounds() {
         for (int round = 0; round < 6; ++round) run(draw());

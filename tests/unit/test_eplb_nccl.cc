@@ -178,6 +178,42 @@ void test_silent(void **) {
     }
 }
 
+// Rank 1 is killed in the round, wherever it is.
+void dying(rank_context *ctx) {
+    const auto *death = static_cast<const Fault *>(ctx->user);
+    Ranked rank(ctx, death->result);
+    rank.start();
+    rank.run(rank.draw());
+    rank.queue_turn();
+    if (ctx->rank == 1) {
+        fake_nccl_fail(death->call, death->number, FAKE_NCCL_DIE);
+        moelink_eplb_comm_execute(rank.comm);
+        RANK_FAIL(ctx, "it lives");
+    }
+    rank.outlive();
+    rank.expect_left(0);
+}
+void test_dying(void **) {
+    const int dead[] = {1};
+    for (int32_t kind : both) {
+        for (const char *call : {"ncclGroupStart", "ncclSend", "ncclGroupEnd", "ncclCommGetAsyncError"}) {
+            for (int size : {2, 4}) {
+                Fault death{call, 1, kind, MOELINK_OK};
+                rank_options options{};
+                options.size = size;
+                options.user = &death;
+                options.name = call;
+                options.no_finalize = 1;
+                options.dying = dead;
+                options.dying_count = 1;
+                let_nccl_take_host_memory(true);
+                assert_int_equal(ranks_run(&options, &dying), 0);
+                let_nccl_take_host_memory(false);
+            }
+        }
+    }
+}
+
 // A communicator that cannot be made leaves nothing, and can be made the next time.
 void not_made(rank_context *ctx) {
     Ranked rank(ctx, MOELINK_EPLB_COMM_NCCL_OWN);
@@ -286,7 +322,7 @@ int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_processes), cmocka_unit_test(test_threads),     cmocka_unit_test(test_direct),
         cmocka_unit_test(test_rearranged),
-        cmocka_unit_test(test_failing),   cmocka_unit_test(test_silent),      cmocka_unit_test(test_not_made),
+        cmocka_unit_test(test_failing),   cmocka_unit_test(test_silent), cmocka_unit_test(test_dying),      cmocka_unit_test(test_not_made),
         cmocka_unit_test(test_not_fitting), cmocka_unit_test(test_refused),   cmocka_unit_test(test_beside_model),
         cmocka_unit_test(test_again)};
     return cmocka_run_group_tests(tests, nullptr, nullptr);
