@@ -41,7 +41,7 @@ typedef struct moelink_eplb_rearrange_params {
     uint64_t step_bytes;         /**< [bytes] most that a rank may receive, or send, in this call; 0: no cap */
     uint64_t step_ns;            /**< [ns] after that long on any rank no further batch begins, on all of them; 0: no cap */
     /** NULL, or called on this rank for each layer with slots of this rank that have changed since the call before, once the layer is
-     *  done or when this call returns (after an error too): for what is derived from the weights. before and after
+     *  done or when this call returns (after an error too): for what is derived from the weights. layer is the registered one; before and after
      *  [local_slots] are the experts of this rank's slots, -1 for empty ones; valid during the call. On CUDA the weights are then
      *  written in order of the communicator's stream. Must not call MoELink on this communicator. */
     void (*committed)(void *user, int32_t layer, int32_t local_slots, const int32_t *before, const int32_t *after);
@@ -67,8 +67,8 @@ typedef struct moelink_eplb_rearrange_result {
     uint64_t staging_bytes;    /**< [bytes] most that this rank had staged at once */
     uint64_t time_ns;          /**< [ns] of the call */
     int32_t staging;           /**< most experts that this rank had staged at once */
-    int32_t open;              /**< experts of this rank that are nowhere but in staging: 0, unless the call has failed between the
-                                    batches of a ring too long for the staging */
+    int32_t open;              /**< experts that this rank holds in staging only: 0, unless the call has failed between the batches of
+                                    a ring too long for the staging */
 } moelink_eplb_rearrange_result;
 #define MOELINK_EPLB_REARRANGE_RESULT_INIT                                                                                              \
     {(uint32_t)sizeof(moelink_eplb_rearrange_result), 0u, 0, 0, 0, {0, 0, 0, 0}, 0, 0, {0u, 0u, 0u, 0u}, {0u, 0u, 0u, 0u}, 0u, 0u, 0, 0}

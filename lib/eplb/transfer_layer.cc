@@ -4,9 +4,9 @@
 // Why this always goes on, with one staging place a rank: when no slot that still changes is free, each is the only near copy of
 // something that somebody waits for. There are as many waiting slots as those, so each has exactly one reader, and the slots form
 // rings. A ring that fits into the staging of its ranks turns within one batch. A longer one is opened by a transfer that stays
-// staged (a *hold*) until its slot has been read; the reader's transfer may become the next hold, and so on round the ring. Rings are
-// nobody else's business, so holds cannot wait for each other crosswise; and at most one rank may end a batch with all of its staging
-// held, so the reader of what blocks that rank always has a place.
+// staged (a *hold*) until its slot has been read; the reader's transfer may become the next hold, and so on round the ring. Nobody else
+// needs what a ring's slots hold, so holds cannot wait for each other crosswise; and at most one rank may end a batch with all of
+// its staging held, so the reader of what blocks that rank always has a place.
 #include "eplb/transfer_layer.hpp"
 
 #include "base/error.hpp"
@@ -205,10 +205,13 @@ private:
 
     void open_rings() {
         std::vector<std::vector<int>> rings = find_rings();
-        for (bool whole : {true, false}) {
-            for (std::vector<int> &ring : rings) {
-                if (!ring.empty() && fits(ring) == whole && turn(ring, whole)) ring.clear();
-            }
+        for (std::vector<int> &ring : rings) {
+            if (fits(ring, received_, sent_, kept_) && turn(ring, true)) ring.clear();
+        }
+        // One that would fit into a batch of its own waits for it, so that nothing of it is ever only in staging.
+        const std::vector<int> none(received_.size(), 0);
+        for (std::vector<int> &ring : rings) {
+            if (!ring.empty() && !fits(ring, none, none, none)) turn(ring, false);
         }
     }
 
@@ -229,13 +232,12 @@ private:
         return rings;
     }
 
-    // Whether a ring can turn within this batch.
-    bool fits(const std::vector<int> &ring) const {
-        std::vector<int> received(received_), sent(sent_);
+    // Whether a ring can turn within a batch in which ranks have that many transfers and holds.
+    bool fits(const std::vector<int> &ring, std::vector<int> received, std::vector<int> sent, const std::vector<int> &kept) const {
         for (size_t i = 0; i < ring.size(); ++i) {
             size_t to = size_t(topology_.rank_of(ring[i])), from = size_t(topology_.rank_of(ring[(i + 1) % ring.size()]));
             if (from == to) continue;
-            if (++received[to] + kept_[to] > places_ || ++sent[from] > places_) return false;
+            if (++received[to] + kept[to] > places_ || ++sent[from] > places_) return false;
         }
         return true;
     }

@@ -290,6 +290,7 @@ static void check_counts(simulation *sim) {
     if (sim->summary.changed_layers != changed) broken(sim, NULL, "%lld layers change", (long long)changed);
     if (sim->summary.least_rounds != least) broken(sim, NULL, "at least %lld rounds are needed", (long long)least);
     if (sim->summary.staging > sim->params->staging) broken(sim, NULL, "the staging is too small");
+    if (sim->params->staging >= sim->rank_slots && sim->summary.open_batches > 0) broken(sim, NULL, "a ring is open without need");
 }
 
 void expect_good_transfer(const moelink_eplb_shape *shape, const moelink_eplb_transfer_params *params, moelink_eplb_transfer_summary *out) {
