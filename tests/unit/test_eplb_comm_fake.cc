@@ -146,11 +146,11 @@ private:
                                                {memory + strided_at, strided_rows * stride, strided_rows, strided_bytes, stride}};
         moelink_status status = moelink_eplb_comm_create(group, one.kind, comm);
         // Ranks that cannot take part in a later step must not leave the others waiting: each step is agreed on.
-        if (!all_well(group, status)) return status;
+        if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;
         status = moelink_eplb_comm_init(*comm, &params);
-        if (!all_well(group, status)) return status;
+        if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;
         status = moelink_eplb_comm_register(*comm, 0, tensors, 2, slots);
-        if (!all_well(group, status)) return status;
+        if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;
         std::vector<int32_t> old;
         for (int i = 0; i < size() * slots; ++i) old.push_back(i);
         moelink_eplb_comm_set_transfer_context(*comm, old.data(), static_cast<int64_t>(old.size()), 0);
@@ -173,7 +173,6 @@ private:
 
     bool all_well(moelink_group *group, moelink_status status) {
         std::vector<moelink_status> all(groups_.size());
-        const std::string text = moelink_last_error();
         moelink_group_allgather(group, &status, all.data(), sizeof status);
         for (moelink_status each : all) {
             if (each != MOELINK_OK) return false;
@@ -291,13 +290,13 @@ void test_every_call_may_fail(void **) {
                 });
                 const std::string what = function + " " + std::to_string(number);
                 for (const Outcome &outcome : outcomes) {
-                    if (outcome.status != MOELINK_OK && outcome.error.empty()) fail_msg("%s: no text", what.c_str());
+                    if (outcome.status < MOELINK_OK && outcome.error.empty()) fail_msg("%s: no text", what.c_str());
                     // The last copies put agreed experts into place: when the device refuses those, the rank's slots are lost.
                     const bool lost = outcome.info.state == MOELINK_EPLB_COMM_POISONED;
                     if (!lost && !outcome.wrong.empty()) fail_msg("%s: %s", what.c_str(), outcome.wrong.c_str());
                 }
                 failures += outcomes[victim].status != MOELINK_OK;
-                expect_clean();
+                if (function != "ctx_current") expect_clean();  // without a context nothing can be given back
             }
         }
         assert_true(failures > 5);
