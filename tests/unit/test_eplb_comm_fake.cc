@@ -119,13 +119,20 @@ private:
             base = reinterpret_cast<void *>(plain);
         }
         auto *memory = static_cast<unsigned char *>(base);
-        for (int slot = 0; slot < slots; ++slot) fill(memory, slot, rank * slots + slot);
+        // What is to be sent is still on its way into the rows, on the stream that the communicator works on.
+        std::vector<unsigned char> coming(memory_bytes);
+        for (int slot = 0; slot < slots; ++slot) {
+            fill(memory, slot, 99);
+            fill(coming.data(), slot, rank * slots + slot);
+        }
+        moelink::cuda().copy_async(reinterpret_cast<CUdeviceptr>(memory), reinterpret_cast<CUdeviceptr>(coming.data()), memory_bytes, nullptr);
         moelink_group_barrier(group);
         if (spoil) spoil(rank);
         moelink_eplb_comm *comm = nullptr;
         outcome.status = rounds(group, rank, one, memory, &comm, outcome);
         if (outcome.status != MOELINK_OK) outcome.error = moelink_last_error();
         const bool moved = outcome.status == MOELINK_OK;
+        moelink::cuda().stream_synchronize(nullptr);
         for (int slot = 0; slot < slots; ++slot) {
             const int from = moved ? (rank + 1) % size() : rank;
             if (!holds(memory, slot, from * slots + slot)) outcome.wrong = "slot " + std::to_string(slot) + " holds something else";
