@@ -71,8 +71,8 @@ bool holds(const unsigned char *memory, int slot, int expert) {
 
 class Ranks {
 public:
-    explicit Ranks(int size) : groups_(static_cast<size_t>(size)) {
-        fake::install(fake::Machine{.devices = size});
+    explicit Ranks(int size, bool peers = true) : groups_(static_cast<size_t>(size)) {
+        fake::install(fake::Machine{.devices = size, .peers = peers});
         std::vector<moelink_group_params> params(groups_.size(), moelink_group_params(MOELINK_GROUP_PARAMS_INIT));
         for (int rank = 0; rank < size; ++rank) {
             params[static_cast<size_t>(rank)].device = MOELINK_DEVICE_CUDA;
@@ -230,6 +230,18 @@ void test_threads_read_by_address(void **) {
     Ranks ranks(3);
     expect_moved(ranks.exchange({.processes = false}), MOELINK_EPLB_LINK_PEER);
     assert_int_equal(fake::calls(0)["ipc_open"], 0);
+    assert_int_equal(fake::calls(0)["ctx_enable_peer"], 4);  // two tensors of two ranks
+    expect_clean();
+    // Mappings of symmetric memory are for one device each, so each rank uses its own.
+    expect_moved(ranks.exchange({.place = Place::symmetric, .processes = false}), MOELINK_EPLB_LINK_PEER);
+    expect_clean();
+}
+
+void test_threads_that_do_not_reach_each_other_stage(void **) {
+    Ranks ranks(2, false);
+    std::vector<Outcome> outcomes = ranks.exchange({.processes = false});
+    expect_moved(outcomes, MOELINK_EPLB_LINK_HOST);
+    assert_non_null(std::strstr(outcomes[0].reasons.c_str(), "device 0 cannot reach the memory of device 1"));
     expect_clean();
 }
 
@@ -318,6 +330,7 @@ int main() {
         cmocka_unit_test(test_symmetric_memory_is_read),
         cmocka_unit_test(test_plain_memory_is_read_over_ipc),
         cmocka_unit_test(test_threads_read_by_address),
+        cmocka_unit_test(test_threads_that_do_not_reach_each_other_stage),
         cmocka_unit_test(test_what_is_not_exported_is_staged),
         cmocka_unit_test(test_staged),
         cmocka_unit_test(test_every_call_may_fail),
