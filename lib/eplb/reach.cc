@@ -4,6 +4,9 @@
 #include "base/params.hpp"
 #include "driver/cuda.hpp"
 #include "group/agreement.hpp"
+#if MOELINK_CUDA
+#include "memory/device_copies.hpp"
+#endif
 
 #include <cstring>
 
@@ -13,7 +16,9 @@ namespace moelink::eplb {
 struct Reach::Card {
     std::array<uint8_t, 16> memory;  // the moelink_memory that it lies in
     int32_t memory_rank;             // the owner's rank there; -1: in none
+    int32_t ordinal;
     int32_t has_ipc;
+    int32_t reserved;
     uint64_t memory_offset;
     uint64_t address;  // in its own process
     uint64_t slot_stride;
@@ -86,6 +91,7 @@ Reach::~Reach() = default;
 Reach::Card Reach::card_of(const moelink_eplb_tensor &tensor, int32_t local_slots) const {
     Card card{};
     card.memory_rank = -1;
+    card.ordinal = group_.ordinal();
     card.address = reinterpret_cast<uintptr_t>(tensor.base);
     card.slot_stride = tensor.slot_stride;
     card.row_stride = tensor.row_stride;
@@ -113,13 +119,28 @@ Reach::Card Reach::card_of(const moelink_eplb_tensor &tensor, int32_t local_slot
     return card;
 }
 
+const unsigned char *Reach::in_process(const Card &card, Reached &reached) const {
+#if MOELINK_CUDA
+    if (device_.on_cuda() && card.ordinal != group_.ordinal()) {
+        try {
+            ContextGuard guard(group_.ordinal());
+            reach_device(group_.ordinal(), card.ordinal);
+        } catch (const Error &error) {
+            reached.why = error.text();
+            return nullptr;
+        }
+    }
+#endif
+    (void)reached;
+    return reinterpret_cast<const unsigned char *>(static_cast<uintptr_t>(card.address));
+}
+
 // NULL, with the reason in reached.why, when the tensor cannot be read.
 const unsigned char *Reach::find(int rank, const Card &card, Reached &reached) {
     const ProcessPlace &here = places_[static_cast<size_t>(group_.rank())];
     const ProcessPlace &there = places_[static_cast<size_t>(rank)];
-    if (same_process(here, there)) return reinterpret_cast<const unsigned char *>(static_cast<uintptr_t>(card.address));
     if (card.memory_rank >= 0) {
-        Ref<Memory> memory = Memory::named(card.memory);
+        Ref<Memory> memory = Memory::named(card.memory, group_.ordinal());
         if (!memory || card.memory_rank >= memory->info().ranks) {
             reached.why = "the moelink_memory that it lies in is not this rank's too";
             return nullptr;
@@ -128,6 +149,7 @@ const unsigned char *Reach::find(int rank, const Card &card, Reached &reached) {
         reached.kept.push_back(std::move(memory));
         return base + card.memory_offset;
     }
+    if (same_process(here, there)) return in_process(card, reached);
     if (card.has_ipc == 0) {
         reached.why = std::string(card.why_not, strnlen(card.why_not, sizeof card.why_not));
         return nullptr;

@@ -35,6 +35,7 @@ private:
     struct Card;
     struct Opened;
     Card card_of(const moelink_eplb_tensor &tensor, int32_t local_slots) const;
+    const unsigned char *in_process(const Card &card, Reached &reached) const;
     const unsigned char *find(int rank, const Card &card, Reached &reached);
 
     Group &group_;

@@ -69,8 +69,8 @@ Ref<Memory> Memory::holding(const void *address, uint64_t size) {
     });
 }
 
-Ref<Memory> Memory::named(const Name &name) {
-    return find_living([&](const Memory &memory) { return memory.name_ == name; });
+Ref<Memory> Memory::named(const Name &name, int ordinal) {
+    return find_living([&](const Memory &memory) { return memory.name_ == name && memory.group_->ordinal() == ordinal; });
 }
 
 Ref<Memory> Memory::create(Ref<Group> group, const moelink_memory_params &params) {

@@ -30,9 +30,10 @@ public:
     // The same on all ranks, and no other memory's.
     const Name &name() const { return name_; }
 
-    // An object of this process whose own copy holds these bytes, or that has this name; NULL when there is none.
+    // An object of this process whose own copy holds these bytes, or one of this name whose mappings are a device's (-1: the host);
+    // NULL when there is none.
     static Ref<Memory> holding(const void *address, uint64_t size);
-    static Ref<Memory> named(const Name &name);
+    static Ref<Memory> named(const Name &name, int ordinal);
 
     // One rank's mapping of all copies, owned by the provider that made it.
     struct Mapping {

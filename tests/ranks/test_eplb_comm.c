@@ -70,7 +70,7 @@ static void moves(rank_context *ctx) {
     RANK_EQUAL(ctx, info.generation, shape->rounds * LAYERS);
     RANK_EQUAL(ctx, stats.rounds, shape->rounds * LAYERS);
     RANK_EQUAL(ctx, stats.failed_rounds, 0);
-    const int reads = shape->kind == MOELINK_EPLB_COMM_READ && (shape->place == EXCHANGE_MEMORY || ctx->threads);
+    const int reads = shape->kind == MOELINK_EPLB_COMM_READ && (shape->place == EXCHANGE_MEMORY || ctx->threads || TEST_DEVICE == MOELINK_DEVICE_CUDA);
     RANK_EQUAL(ctx, info.read_peers, reads ? ctx->size - 1 : 0);
     RANK_EQUAL(ctx, info.staged_peers, reads ? 0 : ctx->size - 1);
     if (shape->kind == MOELINK_EPLB_COMM_READ && !reads && ctx->size > 1) RANK_TEXT(ctx, reasons, "tensor 0 of layer 3: it lies in no moelink_memory");

@@ -72,7 +72,8 @@ static void one_is_late(rank_context *ctx) {
     exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
     RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_READY);
     RANK_CHECK(ctx, rank_meet(ctx, 20000));
-    /* The queues are empty, and the next round is a good one, whatever of the last one is still on its way. */
+    /* The queues are empty, and the next round, another one, is a good one, whatever of the last one is still on its way. */
+    for (int i = 0; i < ctx->size * SLOTS; ++i) to[i] = from[(i + 3 * SLOTS) % (ctx->size * SLOTS)];
     exchange_run(ctx, comm, &layer, from, to);
     RANK_CHECK(ctx, rank_meet(ctx, 20000));
     moelink_eplb_comm_destroy(comm);

@@ -31,9 +31,12 @@ struct Mapped {
     uint64_t pages;
 };
 
+// A stream of a device; the default stream is each device's own.
+using Lane = std::pair<int, CUstream>;
+
 // Waits for the first `copies` of what its stream had before it.
 struct Event {
-    CUstream stream;
+    Lane lane;
     size_t copies;
     bool asked;
 };
@@ -57,7 +60,7 @@ struct State {
     std::map<CUdeviceptr, size_t> allocations;
     std::map<CUdeviceptr, int> opened;
     std::map<void *, size_t> pinned;
-    std::map<CUstream, std::deque<std::function<void()>>> pending;  // copies that their stream has not come to
+    std::map<Lane, std::deque<std::function<void()>>> pending;  // copies that their stream has not come to
     std::map<CUevent, Event> events;
     std::map<int, int> contexts;
     std::map<int, std::map<std::string, int>> calls;
@@ -451,20 +454,22 @@ CUresult mem_address_range(CUdeviceptr *base, size_t *size, CUdeviceptr at) {
 
 // ---- streams; these copies are done when their stream is waited for, or an event behind them is asked for twice
 
-void advance(CUstream stream, size_t copies) {
-    std::deque<std::function<void()>> &pending = state->pending[stream];
+Lane lane_of(CUstream stream) { return {has_context() ? device_of(stack.back()) : -1, stream}; }
+
+void advance(Lane lane, size_t copies) {
+    std::deque<std::function<void()>> &pending = state->pending[lane];
     for (size_t i = 0; i < copies && !pending.empty(); ++i) {
         pending.front()();
         pending.pop_front();
         for (auto &[event, waiting] : state->events) {
-            if (waiting.stream == stream && waiting.copies > 0) --waiting.copies;
+            if (waiting.lane == lane && waiting.copies > 0) --waiting.copies;
         }
     }
 }
 CUresult copy_async(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
     ENTER("copy_async");
     if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
-    state->pending[stream].push_back([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), size); });
+    state->pending[lane_of(stream)].push_back([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), size); });
     return CUDA_SUCCESS;
 }
 CUresult copy_2d_async(const CUDA_MEMCPY2D *given, CUstream stream) {
@@ -474,7 +479,7 @@ CUresult copy_2d_async(const CUDA_MEMCPY2D *given, CUstream stream) {
     if (!has_context() || !unified || copy.srcPitch < copy.WidthInBytes || copy.dstPitch < copy.WidthInBytes) {
         return misuse(CUDA_ERROR_INVALID_VALUE);
     }
-    state->pending[stream].push_back([=] {
+    state->pending[lane_of(stream)].push_back([=] {
         for (size_t row = 0; row < copy.Height; ++row) {
             std::memcpy(reinterpret_cast<void *>(copy.dstDevice + row * copy.dstPitch),
                         reinterpret_cast<const void *>(copy.srcDevice + row * copy.srcPitch), copy.WidthInBytes);
@@ -486,7 +491,7 @@ CUresult event_create(CUevent *event, unsigned) {
     ENTER("event_create");
     if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
     *event = reinterpret_cast<CUevent>(++state->next);
-    state->events[*event] = Event{nullptr, 0, true};
+    state->events[*event] = Event{{}, 0, true};
     ++state->count.events;
     return CUDA_SUCCESS;
 }
@@ -499,7 +504,7 @@ CUresult event_destroy(CUevent event) {
 CUresult event_record(CUevent event, CUstream stream) {
     ENTER("event_record");
     if (state->events.count(event) == 0) return misuse(CUDA_ERROR_INVALID_HANDLE);
-    state->events[event] = Event{stream, state->pending[stream].size(), false};
+    state->events[event] = Event{lane_of(stream), state->pending[lane_of(stream)].size(), false};
     return CUDA_SUCCESS;
 }
 CUresult event_query(CUevent event) {
@@ -507,7 +512,7 @@ CUresult event_query(CUevent event) {
     auto found = state->events.find(event);
     if (found == state->events.end()) return misuse(CUDA_ERROR_INVALID_HANDLE);
     if (!std::exchange(found->second.asked, true)) return CUDA_ERROR_NOT_READY;
-    advance(found->second.stream, found->second.copies);
+    advance(found->second.lane, found->second.copies);
     return CUDA_SUCCESS;
 }
 CUresult copy_to_device(CUdeviceptr to, const void *from, size_t size) {
@@ -535,7 +540,7 @@ CUresult stream_destroy(CUstream) {
 }
 CUresult stream_synchronize(CUstream stream) {
     ENTER("stream_synchronize");
-    advance(stream, state->pending[stream].size());
+    advance(lane_of(stream), state->pending[lane_of(stream)].size());
     return CUDA_SUCCESS;
 }
 CUresult memset_d8_async(CUdeviceptr at, unsigned char value, size_t size, CUstream) {
