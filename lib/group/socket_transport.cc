@@ -226,6 +226,7 @@ void SocketTransport::attach_parent(std::shared_ptr<Link> link) {
 void SocketTransport::deliver(int rank, Payload payload, const Deadline &deadline) {
     if (flooded_) return;
     auto [found, first] = outgoing_.try_emplace(rank);
+    if (found->second.gone) return;
     if (found->second.link) return found->second.link->send(frame_message, std::move(payload));
     found->second.waiting.push_back(std::move(payload));
     if (!first) return;
@@ -311,10 +312,14 @@ void SocketTransport::on_lost(Link &link, moelink_status status, const std::stri
     auto sent_to = outgoing_.find(peer);
     if (&link == parent_.get()) {
         parent_.reset();
-    } else if (is_incoming(link)) {
-        incoming_.erase(peer);
-    } else if (sent_to != outgoing_.end() && sent_to->second.link.get() == &link) {
-        outgoing_.erase(sent_to);
+    } else if (is_incoming(link) || (sent_to != outgoing_.end() && sent_to->second.link.get() == &link)) {
+        // A peer that leaves in good order may be heard of here before what rank 0 has decided: the tree tells when it is lost.
+        if (is_incoming(link)) {
+            incoming_.erase(peer);
+        } else {
+            sent_to->second = Outgoing{nullptr, {}, true};
+        }
+        if (status == MOELINK_ERR_PEER_EXITED) return;
     } else {
         children_.erase(peer);
     }
