@@ -220,7 +220,7 @@ void Exchange::agree(const Deadline &deadline) {
         throw Error(error.status(), fmt::format("{}; {}", outcome_.text, error.text()));
     }
     size_t other = 0;
-    bool refused = false;
+    bool refused = false;  // by the votes alone, which are the same everywhere: what failed here since is the next vote's
     for (size_t rank = 0; rank < votes.size(); ++rank) {
         if (votes[rank].generation != mine.generation) {
             lost_ = true;
@@ -232,10 +232,11 @@ void Exchange::agree(const Deadline &deadline) {
         if (votes[rank].context == 0) continue;
         if (votes[other].context == 0) other = rank;
         if (votes[rank].context != votes[other].context && !refused) {
+            refused = true;
             failed(MOELINK_ERR_MISMATCH, fmt::format("the layers or old_indices of rank {} and rank {} differ", other, rank));
         }
     }
-    if (refused || outcome_.status != MOELINK_OK) {
+    if (refused) {
         settle(place_.group, outcome_, Deadline::after_ns(std::max(deadline.left_ns(), uint64_t{1'000'000'000})));
     }
     log(MOELINK_LOG_DEBUG, "round {}: rank {} knows that all agree", round_.generation, place_.group.rank());
