@@ -21,8 +21,8 @@ typedef struct moelink_eplb_comm moelink_eplb_comm;
 
 /** In vLLM's names: torch_nccl, pynccl, torch_gloo, nixl. */
 enum moelink_eplb_comm_kind {
-    /** The first of these that every rank can use: READ where it reads the peers' live rows or where the group is on the host;
-     *  then NCCL, on the caller's communicator when one is given and no ASYNC flag is, else on its own; then STAGED. */
+    /** The first of these that every rank can use: READ where all ranks share a host or the group is on the host device; then NCCL,
+     *  on the caller's communicator when one is given and no ASYNC flag is, else on its own; then STAGED. */
     MOELINK_EPLB_COMM_AUTO = 0,
     MOELINK_EPLB_COMM_NCCL = 1,     /**< grouped send and receive on the caller's NCCL communicator */
     MOELINK_EPLB_COMM_NCCL_OWN = 2, /**< the same on a communicator made from the group */
@@ -39,7 +39,7 @@ enum moelink_eplb_comm_state {
     MOELINK_EPLB_COMM_CREATED = 0, /**< no connections, no buffers, no layers */
     MOELINK_EPLB_COMM_READY = 1,   /**< nothing is queued */
     MOELINK_EPLB_COMM_QUEUED = 2,  /**< sends or receives wait for execute */
-    MOELINK_EPLB_COMM_POISONED = 3 /**< ranks may no longer agree on what was done; reinit or cleanup */
+    MOELINK_EPLB_COMM_POISONED = 3 /**< a peer has gone or ranks may no longer agree on what was done; reinit or cleanup */
 };
 
 enum moelink_eplb_comm_flags {
@@ -61,7 +61,8 @@ enum moelink_eplb_comm_limits {
  *  Any dtype, sub-byte ones too (a row is whole bytes); a column-major matrix is a row a column; a dense one may be one row.
  *  These 40 bytes never change, so arrays of them are passed as pointer and count. */
 typedef struct moelink_eplb_tensor {
-    void *base;           /**< live memory of the group's device; the caller's, and valid until cleanup, reinit or destroy */
+    void *base;           /**< live memory of the group's device; the caller's, and valid until cleanup, reinit or destroy on
+                               this rank and the end of the peers' last round that reads it */
     uint64_t slot_stride; /**< [bytes] from one slot to the next; 0 = rows * row_stride */
     uint64_t rows;        /**< of a slot, 1 .. */
     uint64_t row_bytes;   /**< [bytes] 1 .. */
@@ -133,8 +134,8 @@ MOELINK_API void moelink_eplb_comm_stats_init(moelink_eplb_comm_stats *stats);
 /** Name of a kind, such as "nccl-own"; "unknown" for others. Static storage. Local, never fails. Threads: any. */
 MOELINK_API const char *moelink_eplb_comm_kind_name(int32_t kind);
 
-/** The kind that a name means: "auto", "nccl", "nccl-own", "staged", "read", and vLLM's "torch_nccl", "pynccl", "torch_gloo", "gloo"
- *  and "nixl". Local. Threads: any. Errors: INVALID_ARGUMENT, with the names there are. */
+/** The kind that a name means: those of moelink_eplb_comm_kind_name, and vLLM's "torch_nccl", "pynccl", "torch_gloo", "gloo" and
+ *  "nixl". Local. Threads: any. Errors: INVALID_ARGUMENT, with the names there are. */
 MOELINK_API moelink_status moelink_eplb_comm_kind_of(const char *name, int32_t *out_kind);
 
 /** Says whether this machine can run a kind on a device (MOELINK_DEVICE_HOST or _CUDA) at all, in one line of `text`: what it is,
@@ -167,8 +168,8 @@ MOELINK_API moelink_status moelink_eplb_comm_ensure(moelink_eplb_comm *comm, con
  *  then CREATED. */
 MOELINK_API moelink_status moelink_eplb_comm_reinit(moelink_eplb_comm *comm, const moelink_eplb_comm_params *params);
 
-/** Gives up connections, buffers, registered layers and what is queued: -> CREATED. A no-op when CREATED. Waits for this rank's
- *  copies; a round that peers are in fails there. No peer may still read this rank's rows. Local, host-blocking. */
+/** Gives up connections, buffers, registered layers and what is queued: -> CREATED. A no-op when CREATED. Peers' communicators are
+ *  POISONED as soon as they notice; a round that they are in fails there. Local, host-blocking. */
 MOELINK_API moelink_status moelink_eplb_comm_cleanup(moelink_eplb_comm *comm);
 
 /** Names a layer's live tensors [count], in an order common to all ranks, each with local_slots slots on this rank. A layer that

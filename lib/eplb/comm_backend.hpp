@@ -62,8 +62,8 @@ struct MessageHead {
 static_assert(sizeof(MessageHead) == 32);
 
 // All calls come from the thread that is in a call on the communicator. Between begin and end: throwing an Error fails the round
-// on every rank. With a status of a lost library, device or peer (INTERNAL, -100 and below but TIMEOUT) it poisons the
-// communicator too.
+// on every rank; throwing LostRound (comm_round.hpp), or the status DEVICE, poisons the communicator on all of them too. After it
+// has thrown it may still be polled.
 class CommBackend {
 public:
     virtual ~CommBackend() = default;
@@ -78,8 +78,8 @@ public:
     // together it comes for all peers, after every rank has said that it goes on.
     virtual void ready(int peer) = 0;
     virtual void on_message(int from, const MessageHead &, const Payload &) { (void)from; }
-    // Starts and ends copies; sets landed and, of receives from other ranks, link. True when it wants to be called again soon. Also called while this rank waits for the
-    // others' outcome, since peers may still want its rows.
+    // Starts and ends copies; sets landed and, of receives from other ranks, link. True when it wants to be called again soon.
+    // Also called while this rank waits for the others' outcome, since peers may still want its rows.
     virtual bool poll() = 0;
     // This rank wants nothing more in this round; peers may still want its rows.
     virtual void give_up() noexcept {}

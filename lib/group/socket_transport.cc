@@ -226,6 +226,7 @@ void SocketTransport::attach_parent(std::shared_ptr<Link> link) {
 void SocketTransport::deliver(int rank, Payload payload, const Deadline &deadline) {
     if (flooded_) return;
     auto [found, first] = outgoing_.try_emplace(rank);
+    if (found->second.gone) return;
     if (found->second.link) return found->second.link->send(frame_message, std::move(payload));
     found->second.waiting.push_back(std::move(payload));
     if (!first) return;
@@ -309,15 +310,16 @@ void SocketTransport::on_lost(Link &link, moelink_status status, const std::stri
     int peer = link.peer();
     auto keep = link.shared_from_this();
     auto sent_to = outgoing_.find(peer);
-    const bool incoming = is_incoming(link);
-    if (incoming || (sent_to != outgoing_.end() && sent_to->second.link.get() == &link)) {
-        if (incoming) incoming_.erase(peer);
-        if (!incoming) outgoing_.erase(sent_to);
-        // That the peer has left comes over the tree too, behind the decisions that it knew of when it left; by this connection it
-        // would overtake them.
-        if (status == MOELINK_ERR_PEER_EXITED) return;
-    } else if (&link == parent_.get()) {
+    if (&link == parent_.get()) {
         parent_.reset();
+    } else if (is_incoming(link) || (sent_to != outgoing_.end() && sent_to->second.link.get() == &link)) {
+        // A peer that leaves in good order may be heard of here before what rank 0 has decided: the tree tells when it is lost.
+        if (is_incoming(link)) {
+            incoming_.erase(peer);
+        } else {
+            sent_to->second = Outgoing{nullptr, {}, true};
+        }
+        if (status == MOELINK_ERR_PEER_EXITED) return;
     } else {
         children_.erase(peer);
     }

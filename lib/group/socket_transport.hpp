@@ -80,6 +80,7 @@ private:
     struct Outgoing {
         std::shared_ptr<Link> link;  // NULL while it is being made
         std::vector<Payload> waiting;
+        bool gone = false;  // it has left; it does not come back under this session's name
     };
     std::map<int, Outgoing> outgoing_;
     std::map<int, std::shared_ptr<Link>> incoming_;

@@ -163,6 +163,22 @@ void test_served_while_waiting(void **) {
     }
 }
 
+// A rank that leaves when a collective has been decided does not take the outcome from the others.
+void test_leaving_after_a_collective(void **) {
+    for (bool sockets : {false, true}) {
+        expect_well(5, sockets, [](Group &group) {
+            const Deadline deadline = Deadline::after_ns(30 * second);
+            for (int round = 0; round < 60; ++round) {
+                moelink::Ref<Group> part = group.split(0, group.rank());
+                for (int to = 0; to < part->size(); ++to) part->send(to, numbers(0, 10), deadline);
+                Box box;
+                require(part->attend(box, [&] { return box.got.size() == 5; }, deadline), "not all came");
+                part->barrier(deadline);
+            }
+        });
+    }
+}
+
 // A payload is given back when it is out, or when the group goes.
 void test_payloads_are_given_back(void **) {
     for (bool sockets : {false, true}) {
@@ -205,6 +221,7 @@ int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(test_order_and_sizes),
         cmocka_unit_test(test_served_while_waiting),
+        cmocka_unit_test(test_leaving_after_a_collective),
         cmocka_unit_test(test_payloads_are_given_back),
         cmocka_unit_test(test_faults),
     };
