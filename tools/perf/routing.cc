@@ -143,7 +143,8 @@ void keep_slice(const PairOptions &options, int rank, std::vector<int32_t> &ids)
     }
 }
 
-// Where fewer experts than topk have any load, the others get a little, so that a draw without replacement can end.
+}  // namespace
+
 void lift_zeros(Routing &routing, int topk) {
     double sum = 0;
     size_t loaded = 0;
@@ -162,8 +163,6 @@ void lift_zeros(Routing &routing, int topk) {
         fmt::format("{}{}: only {} experts have any load, top-k is {}; every expert got a millionth of the sum in addition",
                     routing.note.empty() ? "" : "; ", routing.name, loaded, topk);
 }
-
-}  // namespace
 
 std::vector<Routing> make_routings(PairOptions &options) {
     // Files first: they say how many experts and ids a token there are.
