@@ -21,14 +21,19 @@ inline constexpr int max_payloads = 16;
 inline constexpr int max_cuda_ranks = 128;
 inline constexpr int near_ranks = 16;  // ranks whose addresses travel in the kernel's parameters
 
-// Packets: few rows travel as 16-byte words of 12 bytes of data and a tag (the epoch), each written and read as one access, so
-// that no fence and no flag stand between a row and its use. A tile of a row is 96 vectors of 16 bytes in 128 packets.
-inline constexpr int max_packet_rows = 96;  // rows that a rank may send to another as packets
+// Packets: rows travel as 16-byte words, each written and read as one access, so that no fence and no flag stand between a row and
+// its use. A tile of a row is 96 vectors of 16 bytes, each a word, and a few words beside them.
+// Rows that a rank may send to another as packets. In dispatch they are copied once more where they arrive, in combine they are not.
+inline constexpr int max_dispatch_packet_rows = 256;
+inline constexpr int max_combine_packet_rows = 2048;
+inline constexpr uint64_t packet_word = 16;
 inline constexpr uint64_t packet_tile_data = 1536;
-inline constexpr uint64_t packet_tile_bytes = 2048;
-inline constexpr uint64_t packet_routing_bytes = 512;  // one packet an id, weight and half of the row's origin
+inline constexpr uint64_t packet_tile_beside = 5 * packet_word;  // the vectors' topmost bits; scales, where rows are quantised
+inline constexpr uint64_t packet_routing_bytes = 512;  // one word an id, weight and half of the row's origin
 MOELINK_BOTH inline constexpr uint64_t packet_tiles(uint64_t row_bytes) { return (row_bytes + packet_tile_data - 1) / packet_tile_data; }
-inline constexpr uint32_t packets_bit = 1u << 31;  // in the value of a count word: the round's rows come as packets
+// In the value of a count word: the round's rows come as packets; they may go back as packets.
+inline constexpr uint32_t packets_bit = 1u << 31;
+inline constexpr uint32_t packets_back_bit = 1u << 30;
 
 // Control words that one rank (the source) writes into another's workspace: one line a source and slot.
 // A word is epoch << 32 | value; epochs count rounds of one slot up from 1 and are compared for equality. The row counter
@@ -50,6 +55,9 @@ struct RowOrigin {
     int32_t token;
     int32_t distinct;
 };
+
+// Epochs count rounds of a slot, from 1: 0 is what cleared words hold.
+MOELINK_BOTH inline uint32_t next_epoch(uint32_t epoch) { return epoch == UINT32_MAX ? 1 : epoch + 1; }
 
 // Where one of a token's rows was sent: row `slot` of this rank's part of the rank's planes.
 struct RowPlace {
@@ -106,7 +114,7 @@ struct SlotLayout {
     uint64_t dispatch_base;  // uint64 [ranks]: dispatch_rows before the round
     uint64_t recv_counts;  // int32 [ranks]
     uint64_t send_counts;  // int32 [ranks]: rows with an expert there, so rows that come back
-    uint64_t received;     // uint32 [ranks]: rows of the round from each rank, and packets_bit
+    uint64_t received;     // uint32 [ranks]: rows of the round from each rank, and the two bits of packets
     uint64_t filled;       // Filled [ranks]
     uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
     uint64_t distinct_ranks;  // int32 [capacity, max_distinct]: which they are, in rank order: CUDA
@@ -117,8 +125,8 @@ struct SlotLayout {
     uint64_t origins;      // RowOrigin [ranks, capacity]
     uint64_t own_rows;     // OwnRow [capacity]: CUDA
     uint64_t arrived;      // uint32 [capacity, max_distinct]: epoch of the row in the combine plane: CUDA
-    uint64_t dispatch_packets;  // bytes [ranks, packet_rows, dispatch_packet_bytes]
-    uint64_t combine_packets;   // bytes [packet_rows, max_distinct, combine_packet_bytes]
+    uint64_t dispatch_packets;  // bytes [ranks, dispatch_packet_rows, dispatch_packet_bytes]: routing, what stands beside tiles, vectors
+    uint64_t combine_packets;   // bytes [combine_packet_rows, max_distinct, combine_packet_bytes]: what stands beside tiles, vectors
     uint64_t planes[max_payloads];  // bytes [ranks, capacity, plane_stride]
     uint64_t combine;      // bytes [capacity, max_distinct, combine_row_bytes]
     uint64_t bytes;        // of one slot
@@ -180,10 +188,12 @@ struct Workspace {
     int32_t top_k;
     int32_t capacity;      // rows that one rank can send to another: slots_per_rank
     int32_t max_distinct;  // min(ranks, top_k)
-    int32_t packet_rows;   // tokens up to which rows may travel as packets; 0 on the host
+    int32_t dispatch_packet_rows;    // tokens up to which rows may travel as packets; 0 on the host
+    int32_t combine_packet_rows;
     uint32_t dispatch_packet_bytes;  // of one row
     uint32_t combine_packet_bytes;
-    int32_t reserved;
+    uint32_t combine_packet_vectors;  // offset in a row's packets
+    uint32_t reserved;
     ExpertRanks owners;
     uint64_t timeout_ns;
     uint64_t generation;
@@ -195,6 +205,10 @@ struct Workspace {
     SlotLayout layout;
 };
 
+// Rows of BF16 that become FP8 on their way: payload 0 travels as E4M3 and payload 1 as its scales, which quant/block.hpp defines.
+enum QuantizeForm : uint32_t { quantize_none = 0, quantize_f32 = 1, quantize_e8m0 = 2 };
+inline constexpr uint64_t quantize_block = 128;  // values with one scale
+
 struct Payload {
     const unsigned char *source;
     uint64_t source_stride;
@@ -205,8 +219,10 @@ struct Payload {
     uint64_t output_stride;
     int32_t width;             // widest access [bytes] that source, plane and row_bytes allow: 16, 8, 4, 2, 1
     int32_t output_width;
-    uint32_t packets;          // offset in a row's packets
+    uint32_t packet_beside;    // offset in a row's packets of what stands beside tiles
+    uint32_t packet_vectors;
     uint32_t tiles;            // of a row
+    uint32_t reserved;
 };
 
 struct DispatchParams {
@@ -222,7 +238,7 @@ struct DispatchParams {
     uint32_t to_all;    // every rank receives every token (all-gather)
     uint32_t packets;   // rows may travel as packets: they are whole 16-byte vectors
     uint32_t whole_ids; // a token's ids are whole 16-byte vectors
-    uint32_t reserved;
+    QuantizeForm quantize;
     uint32_t row_tiles; // of a row with all its payloads and one for its routing
     Payload payloads[max_payloads];
 };
@@ -341,6 +357,9 @@ struct Watch {
 // Both return when the round is done here. On a fault the round is lost and fault says why.
 Fault dispatch(const DispatchParams &params, const Watch &watch);
 Fault combine(const CombineParams &params, const Watch &watch);
+
+// `count` BF16 values, a multiple of the block: as many bytes, and one scale a block.
+void quantize_row(QuantizeForm form, const void *values, uint64_t count, unsigned char *out, unsigned char *out_scales);
 
 void route(const RouteParams &params);
 void record_load(const RecordParams &params);

@@ -150,6 +150,17 @@ enum moelink_layout {
     MOELINK_LAYOUT_RANK_MAJOR = 0 /**< [ranks, slots_per_rank, ...]: rows of source s at s * slots_per_rank, in token order */
 };
 
+/** Quantization inside dispatch. The same on every rank. */
+enum moelink_quantize {
+    MOELINK_QUANTIZE_NONE = 0,
+    /** payloads[0] is BF16 rows of n values, n a multiple of 128. What travels and is received in its place is payload 0 as n
+     *  FP8 E4M3 values, and payload 1 as their scales, one for each 128 values: F32, or E8M0 (a power of two). A value is its E4M3 times
+     *  its scale. scale = max(largest magnitude of the 128, 1e-10) / 448, for E8M0 the next power of two; values are multiplied by
+     *  1 / scale in fp32, rounded to nearest even, finite ones beyond 448 to 448. Same bits on host and CUDA. Source: the 1 x 128 tiles
+     *  of DeepSeek-V3. */
+    MOELINK_QUANTIZE_F8E4M3_BLOCK128 = 1
+};
+
 /** Start from MOELINK_DISPATCH_ARGS_INIT. */
 typedef struct moelink_dispatch_args {
     uint32_t struct_size;
@@ -172,9 +183,17 @@ typedef struct moelink_dispatch_args {
                                            that the payload is sent, by 0 that it is not */
     const moelink_rows *outputs;      /**< NULL: views into the workspace. Else [payload_count] device buffers of row_capacity rows;
                                            one with data NULL is a view */
+    int32_t quantize;                 /**< MOELINK_QUANTIZE_*. _F8E4M3_BLOCK128: payload_count is 2 or more; payloads[0] has dtype BF16, row_bytes
+                                           2 * n, and on CUDA an address and stride that are multiples of 16; payloads[1] has data NULL and
+                                           dtype F32 or E8M0; outputs of scales start at multiples of 4 for F32. Config and outputs are
+                                           in bytes of what travels: n, and 4 * n / 128 or n / 128. Not on
+                                           ALLGATHER_REDUCESCATTER over NCCL */
+    int32_t sm_budget;                /**< multiprocessors that this call may use, in place of the config's; 0: the config's. Never more than
+                                           what is shared out when the budget is automatic. Ignored on the host and over NCCL */
 } moelink_dispatch_args;
 #define MOELINK_DISPATCH_ARGS_INIT \
-    {(uint32_t)sizeof(moelink_dispatch_args), 0, 0, MOELINK_DTYPE_I32, 0, 0, 0, 0, MOELINK_LAYOUT_RANK_MAJOR, -1, 0, 0u, 0, 0}
+    {(uint32_t)sizeof(moelink_dispatch_args), 0, 0, MOELINK_DTYPE_I32, 0, 0, 0, 0, MOELINK_LAYOUT_RANK_MAJOR, -1, 0, 0u, 0, 0, \
+     MOELINK_QUANTIZE_NONE, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_dispatch_args_init(moelink_dispatch_args *args);
 
@@ -221,9 +240,11 @@ typedef struct moelink_combine_args {
                               not read */
     moelink_rows output; /**< [num_tokens, hidden] device; row_bytes and dtype as input's; overlaps no received row of input; tokens
                               with no valid id become 0 */
+    int32_t sm_budget;   /**< as in moelink_dispatch_args */
+    uint32_t reserved;   /**< 0 */
 } moelink_combine_args;
 #define MOELINK_COMBINE_ARGS_INIT \
-    {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}}
+    {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}, 0, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
 

@@ -41,26 +41,47 @@ public:
         next_ -= count;
     }
 
+    // body(item, ahead(item)), of which ahead is called one item early, so that what it loads is there in time.
+    template <class Ahead, class Body>
+    __device__ __forceinline__ void each(int count, Ahead &&ahead, Body &&body) {
+        if (next_ >= count) return;
+        auto coming = ahead(next_);
+        for (int item = next_; item < count; item += warps_) {
+            const auto now = coming;
+            coming = ahead(min(item + warps_, count - 1));
+            body(item, now);
+        }
+    }
+
 private:
     int next_;
     int warps_;
 };
 
-// Share of `total` of this block: [begin, end), in order of blocks, the first blocks one more.
-__device__ __forceinline__ int64_t share_begin(int32_t total, int32_t block) {
-    const int32_t blocks = gridDim.x, each = total / blocks;
+// Where a block's share of `total` begins; it ends where the next block's does. The first blocks have one more.
+__device__ __forceinline__ int64_t share_begin(int32_t total, int32_t block, int32_t blocks) {
+    const int32_t each = total / blocks;
     return int64_t{each} * block + min(block, total - each * blocks);
 }
 
-// Calls body with a value of the vector type of `width` bytes.
+// Widths below 16 have no place in the code of those who go the usual way: instructions are fetched anew at every launch.
 template <class Body>
-__device__ __forceinline__ void with_width(int32_t width, Body &&body) {
+__device__ __noinline__ void with_small_width(int32_t width, const Body body) {
     switch (width) {
-        case 16: body(uint4{}); break;
         case 8: body(uint2{}); break;
         case 4: body(uint32_t{}); break;
         case 2: body(uint16_t{}); break;
         default: body(uint8_t{}); break;
+    }
+}
+
+// Calls body, which captures by value, with a value of the vector type of `width` bytes.
+template <class Body>
+__device__ __forceinline__ void with_width(int32_t width, const Body &body) {
+    if (width == 16) {
+        body(uint4{});
+    } else {
+        with_small_width(width, body);
     }
 }
 
@@ -87,7 +108,7 @@ struct Batch {
 
 // `threads` threads copy one row.
 __device__ __forceinline__ void copy_row(int threads, int thread, const unsigned char *from, unsigned char *to, uint64_t bytes, int32_t width) {
-    with_width(width, [&](auto vector) {
+    with_width(width, [=](auto vector) {
         using V = decltype(vector);
         const int64_t count = static_cast<int64_t>(bytes / sizeof(V));
         for (int64_t first = thread; first < count; first += int64_t{threads} * unroll) {

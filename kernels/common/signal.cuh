@@ -18,6 +18,16 @@ __device__ __forceinline__ void stagger() {
 #endif
 }
 
+// In the same builds: brings lines that are still to be written into this multiprocessor's cache, where a reader without its
+// acquire finds them.
+__device__ __forceinline__ void touch([[maybe_unused]] const unsigned char *at, [[maybe_unused]] uint64_t bytes) {
+#if MOELINK_DELAYS
+    for (uint64_t offset = 0; offset < bytes && offset < 1024; offset += 128) {
+        if (at[offset] == 0x5c) __nanosleep(20);  // so that the load is not left out
+    }
+#endif
+}
+
 // What is polled is loaded relaxed; an acquire of the same word follows once it holds what is awaited.
 __device__ __forceinline__ uint64_t load_relaxed(const uint64_t *at) {
     uint64_t value;
@@ -31,24 +41,46 @@ __device__ __forceinline__ uint32_t load_relaxed(const uint32_t *at) {
     return value;
 }
 
-__device__ __forceinline__ uint64_t load_acquire(const uint64_t *at) {
+// The places that order depends on: fences, acquires, and what packets have in their stead.
+// -Dkernel_defines=MOELINK_WITHOUT_FENCE=NAME leaves out one of them, or all, to see that stress tests notice.
+enum class Site {
+    none,
+    all,
+    dispatch_count,    // fence: rows in planes before the count of them
+    dispatch_await,    // acquire: the count before rows in planes
+    combine_push,      // fence: a row in the plane before its mark
+    combine_await,     // acquire: a row's mark before the row
+    combine_fallback,  // acquire: the same, where packets were as likely
+    packet_come,       // look: a vector has come before it is taken
+    packet_bits,       // look: the bits beside a tile are of this round
+    packet_clear,      // store: a vector that was taken is cleared
+    packet_routing,    // look: a word of routing is of this round
+};
+
+#ifndef MOELINK_WITHOUT_FENCE
+#define MOELINK_WITHOUT_FENCE none
+#endif
+
+template <Site site>
+inline constexpr bool left_out = Site::MOELINK_WITHOUT_FENCE == Site::all || Site::MOELINK_WITHOUT_FENCE == site;
+
+// What others wrote before they released the word `at` is seen by this thread from here on, and by its block after a barrier.
+template <Site site>
+__device__ __forceinline__ void acquire(const uint64_t *at) {
     uint64_t value;
-    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
-    return value;
+    if constexpr (!left_out<site>) asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(at) : "memory");
 }
 
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t *at) {
+template <Site site>
+__device__ __forceinline__ void acquire(const uint32_t *at) {
     uint32_t value;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-    return value;
+    if constexpr (!left_out<site>) asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
 }
 
 // Everything that this thread has seen done, also by its block before a barrier, comes before its stores and additions after.
-// (-Dkernel_defines=MOELINK_WITHOUT_FENCES=1 leaves it out, to see that stress tests notice.)
+template <Site site>
 __device__ __forceinline__ void fence() {
-#if !MOELINK_WITHOUT_FENCES
-    asm volatile("fence.acq_rel.sys;" ::: "memory");
-#endif
+    if constexpr (!left_out<site>) asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
 
 __device__ __forceinline__ void store_relaxed(uint64_t *at, uint64_t value) {

@@ -85,7 +85,7 @@ void reduce(const CombineParams &params, int32_t tokens) {
 Fault combine(const CombineParams &params, const Watch &watch) {
     const Workspace &ws = params.workspace;
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    const uint32_t epoch = state->combine_epoch + 1;
+    const uint32_t epoch = next_epoch(state->combine_epoch);
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
     const uint64_t place = place_in_slot(params);
 

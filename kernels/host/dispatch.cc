@@ -71,16 +71,47 @@ private:
     int32_t ranks_[max_top_k];
 };
 
+// The rows of one token as they travel.
+class TokenRows {
+public:
+    explicit TokenRows(const DispatchParams &params) : params_(params) {
+        if (params.quantize == quantize_none) return;
+        values_.resize(params.payloads[0].row_bytes);
+        scales_.resize(params.payloads[1].row_bytes);
+    }
+
+    void read(int64_t token) {
+        token_ = token;
+        if (params_.quantize != quantize_none) {
+            host::quantize_row(params_.quantize, source(0), params_.payloads[0].row_bytes, values_.data(), scales_.data());
+        }
+    }
+
+    const unsigned char *of(int payload) const {
+        if (params_.quantize != quantize_none && payload <= 1) return payload == 0 ? values_.data() : scales_.data();
+        return source(payload);
+    }
+
+private:
+    const unsigned char *source(int payload) const {
+        const Payload &from = params_.payloads[payload];
+        return from.source + static_cast<uint64_t>(token_) * from.source_stride;
+    }
+
+    const DispatchParams &params_;
+    int64_t token_ = 0;
+    std::vector<unsigned char> values_, scales_;
+};
+
 // Writes one token's row, ids, weights and origin into row `slot` of our part of a destination's workspace.
-void write_row(const DispatchParams &params, const Router &router, int64_t token, const Destination &to, int64_t slot) {
+void write_row(const DispatchParams &params, const Router &router, const TokenRows &rows, int64_t token, const Destination &to, int64_t slot) {
     const Workspace &ws = params.workspace;
     unsigned char *peer = ws.peers[to.rank];
     int64_t row = int64_t{ws.rank} * ws.capacity + slot;
     for (int p = 0; p < params.payload_count; ++p) {
         const Payload &payload = params.payloads[p];
         if (payload.row_bytes == 0) continue;
-        std::memcpy(peer + payload.plane + static_cast<uint64_t>(row) * payload.plane_stride,
-                    payload.source + static_cast<uint64_t>(token) * payload.source_stride, payload.row_bytes);
+        std::memcpy(peer + payload.plane + static_cast<uint64_t>(row) * payload.plane_stride, rows.of(p), payload.row_bytes);
     }
     int32_t *ids = part<int32_t>(peer, ws.layout.ids) + row * ws.top_k;
     for (int k = 0; k < ws.top_k; ++k) ids[k] = router.rank(k) == to.rank ? router.id(k) : params.invalid_id;
@@ -136,12 +167,13 @@ void copy_out(const DispatchParams &params, int32_t source, int32_t rows) {
 Fault dispatch(const DispatchParams &params, const Watch &watch) {
     const Workspace &ws = params.workspace;
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    const uint32_t epoch = state->dispatch_epoch + 1;
+    const uint32_t epoch = next_epoch(state->dispatch_epoch);
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = std::clamp(*params.tokens_device, 0, params.tokens);
 
     Router router(params);
+    TokenRows token_rows(params);
     std::vector<int32_t> rows(static_cast<size_t>(ws.ranks), 0);
     int32_t *send_counts = part<int32_t>(ws.mine, ws.layout.send_counts);
     int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
@@ -149,8 +181,9 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
     for (int64_t token = 0; token < tokens; ++token) {
         distinct[token] = router.route(token);
         if (params.weights != nullptr) sum_weights(params, router, token);
+        if (!router.to().empty()) token_rows.read(token);
         for (const Destination &destination : router.to()) {
-            write_row(params, router, token, destination, rows[static_cast<size_t>(destination.rank)]++);
+            write_row(params, router, token_rows, token, destination, rows[static_cast<size_t>(destination.rank)]++);
             if (destination.distinct >= 0) ++send_counts[destination.rank];
         }
     }

@@ -15,13 +15,17 @@ namespace {
 
 constexpr int least_blocks = 32;   // rows to push may be many where own tokens are few
 constexpr int most_teams = 4;
+constexpr int few_tokens = 128;    // so few that a warp waits for hardly more than one tile
 
 struct Shared {
     unsigned char *peers[max_cuda_ranks];
-    uint32_t counts[max_cuda_ranks];  // rows received from each rank; packets_bit: they go back as packets
+    uint32_t counts[max_cuda_ranks];  // rows received from each rank; packets_back_bit: they go back as packets
     uint32_t epoch;
     int32_t tokens;
 };
+
+// Of blocks that push while others add. Packets are the faster to push, and the slower to add.
+__device__ __forceinline__ int pushing_part(int blocks, bool packets) { return max(1, blocks / (packets ? 4 : 2)); }
 
 // The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
 __device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
@@ -53,22 +57,27 @@ __device__ __forceinline__ const unsigned char *input_row(const CombineParams &p
 
 // --- pushing ------------------------------------------------------------------------------------------------------------------
 
-// Rows in turn from all sources, so that the first tokens of every rank are whole first.
+// Most rows that another rank gets back as packets, or into its plane.
+__device__ __forceinline__ int32_t most_rows(const Workspace &ws, bool packets, const Shared &shared) {
+    int32_t most = 0;
+    for (int i = 0; i < ws.ranks - 1; ++i) {
+        const uint32_t count = shared.counts[other_at(ws, i)];
+        if (((count & packets_back_bit) != 0) == packets) most = max(most, rows_in(count));
+    }
+    return most;
+}
+
+// Rows in turn from all sources, so that the first tokens of every rank are whole first; packets likewise.
 __device__ void push_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int others = ws.ranks - 1;
-    int32_t most = 0;
-    for (int i = 0; i < others; ++i) {
-        const uint32_t count = shared.counts[other_at(ws, i)];
-        if ((count & packets_bit) == 0) most = max(most, rows_in(count));
-    }
-    const int64_t end = int64_t{most} * others;
+    const int64_t end = int64_t{most_rows(ws, false, shared)} * others;
     const RowTeams teams(end, blocks);
     for (int64_t item = int64_t{teams.team} * blocks + block; item < end; item += int64_t{blocks} * teams.count) {
         const int32_t source = other_at(ws, static_cast<int32_t>(item % others));
         const int64_t row = item / others;
         const uint32_t count = shared.counts[source];
-        if ((count & packets_bit) != 0 || row >= rows_in(count)) continue;
+        if ((count & packets_back_bit) != 0 || row >= rows_in(count)) continue;
         const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
         const uint64_t place = place_of(ws, origin.token, origin.distinct);
         copy_row(teams.width, teams.lane, input_row(params, source, row), shared.peers[source] + ws.layout.combine + place * params.row_bytes,
@@ -76,32 +85,42 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
         teams.sync();
         if (teams.lane == 0) {
             stagger();
-            fence();
+            fence<Site::combine_push>();
             stagger();
             store_relaxed(part<uint32_t>(shared.peers[source], ws.layout.arrived) + place, shared.epoch);
         }
     }
 }
 
+__device__ __forceinline__ TileAt tile_at(const Workspace &ws, unsigned char *at, uint64_t place, int tile) {
+    return {at + ws.layout.combine_packets + place * ws.combine_packet_bytes, 0, ws.combine_packet_vectors, tile};
+}
+
 __device__ void push_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
     const Workspace &ws = params.workspace;
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32, others = ws.ranks - 1;
     const int row_tiles = static_cast<int>(packet_tiles(params.row_bytes));
-    for (int i = 0; i < ws.ranks - 1; ++i) {
-        const int32_t source = other_at(ws, i);
-        const uint32_t count = shared.counts[source];
-        if ((count & packets_bit) == 0) continue;
-        share.each(rows_in(count) * row_tiles, [&](int item) {
-            const int row = item / row_tiles, tile = item % row_tiles;
-            const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
-            const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
-            const Piece piece = load_piece(input_row(params, source, row), tile, lane, valid);
+    const int most = most_rows(ws, true, shared);
+    struct Row {
+        int32_t source, row;
+        RowOrigin origin;
+    };
+    share.each(
+        most * others * row_tiles,
+        [&](int item) {
+            const int turn = item / row_tiles, row = turn / others;
+            const int32_t source = other_at(ws, turn - row * others);
+            return Row{source, row, part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row]};
+        },
+        [&](int item, const Row &row) {
+            const uint32_t count = shared.counts[row.source];
+            if ((count & packets_back_bit) == 0 || row.row >= rows_in(count)) return;
+            const int tile = item % row_tiles, valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
+            const Piece piece = load_piece(input_row(params, row.source, row.row), tile, lane, valid);
             stagger();
-            send_piece(shared.peers[source] + ws.layout.combine_packets + place_of(ws, origin.token, origin.distinct) * ws.combine_packet_bytes +
-                           tile * packet_tile_bytes,
-                       lane, valid, piece, shared.epoch);
+            send_piece(tile_at(ws, shared.peers[row.source], place_of(ws, row.origin.token, row.origin.distinct), tile), lane, valid, piece,
+                       shared.epoch);
         });
-    }
 }
 
 // That we have come to this combine, to every rank. Nothing needs to come before: rows have marks or tags of their own.
@@ -171,7 +190,6 @@ struct TokenRows {
     OwnRow own;
     const int32_t *ranks;
     const float *weights;
-    const unsigned char *own_input;
 
     __device__ TokenRows(const CombineParams &params, int64_t token) {
         const Workspace &ws = params.workspace;
@@ -179,7 +197,10 @@ struct TokenRows {
         own = part<OwnRow>(ws.mine, ws.layout.own_rows)[token];
         ranks = part<int32_t>(ws.mine, ws.layout.distinct_ranks) + place_of(ws, token, 0);
         weights = part<float>(ws.mine, ws.layout.weight_sums) + place_of(ws, token, 0);
-        own_input = input_row(params, ws.rank, own.row);
+    }
+
+    __device__ __forceinline__ const unsigned char *own_input(const CombineParams &params) const {
+        return input_row(params, params.workspace.rank, own.row);
     }
 };
 
@@ -189,7 +210,7 @@ __device__ __forceinline__ bool await_token(const Workspace &ws, const TokenRows
     const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place_of(ws, token, lane);
     if (!await(ws, rows.ranks[lane], phase_combine, [&] { return load_relaxed(mark) == epoch; })) return false;
     stagger();
-    load_acquire(mark);
+    acquire<Site::combine_await>(mark);
     return true;
 }
 
@@ -203,10 +224,12 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
     const int64_t packs = static_cast<int64_t>(params.row_bytes / sizeof(P));
     for (int64_t token = int64_t{teams.team} * blocks + block; token < shared.tokens; token += int64_t{blocks} * teams.count) {
         const TokenRows rows(params, token);
+        const unsigned char *own_input = rows.own_input(params);
+        const unsigned char *plane = ws.mine + ws.layout.combine + place_of(ws, token, 0) * params.row_bytes;
+        if (teams.lane < rows.distinct) touch(plane + static_cast<uint64_t>(teams.lane) * params.row_bytes, params.row_bytes);
         // A wait that fails leaves a fault behind, and every later one fails at once; what is added then is of no use to anyone.
         await_token(ws, rows, token, teams.lane, shared.epoch);
         teams.sync();
-        const unsigned char *plane = ws.mine + ws.layout.combine + place_of(ws, token, 0) * params.row_bytes;
         P *out = reinterpret_cast<P *>(params.output + static_cast<uint64_t>(token) * params.output_stride);
         for (int64_t at = teams.lane; at < packs; at += int64_t{teams.width} * steps) {
             Sum<T, Count> sum[steps];
@@ -214,7 +237,7 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
                 P pack[ahead][steps];
 #pragma unroll
                 for (int u = 0; u < ahead; ++u) {
-                    const unsigned char *row = first + u == rows.own.distinct ? rows.own_input : plane + static_cast<uint64_t>(first + u) * params.row_bytes;
+                    const unsigned char *row = first + u == rows.own.distinct ? own_input : plane + static_cast<uint64_t>(first + u) * params.row_bytes;
 #pragma unroll
                     for (int s = 0; s < steps; ++s) {
                         if (first + u < rows.distinct && at + s * teams.width < packs) pack[u][s] = reinterpret_cast<const P *>(row)[at + s * teams.width];
@@ -236,48 +259,75 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
     }
 }
 
-// Few tokens, of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
-template <class T>
+// A tile of a token's row from another rank: as packets, or from the plane where that rank's input is no whole vectors.
+__device__ __forceinline__ bool await_row(const CombineParams &params, int32_t rank, int32_t token, int32_t distinct, int tile, int valid, bool many,
+                                          const Look &look, Piece *piece, const Shared &shared) {
+    const Workspace &ws = params.workspace;
+    const int lane = threadIdx.x % 32;
+    const uint64_t place = place_of(ws, token, distinct);
+    const TileAt at = tile_at(ws, ws.mine, place, tile);
+    if (look.take(at, lane, valid, shared.epoch, piece)) return true;
+    const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
+    bool marked = false;
+    touch(ws.mine + ws.layout.combine + place * params.row_bytes + vector_at(tile, lane, 0) * 16, valid > 0 ? 16 : 0);
+    if (!await(ws, rank, phase_combine, [&] {
+            if (!many || load_packet(at.bits).tag == shared.epoch) {
+                Look again;
+                again.load(at, lane, valid);
+                if (again.take(at, lane, valid, shared.epoch, piece)) return true;
+            }
+            return marked = load_relaxed(mark) == shared.epoch;
+        })) {
+        return false;
+    }
+    if (marked) {
+        acquire<Site::combine_fallback>(mark);
+        *piece = load_piece(ws.mine + ws.layout.combine + place * params.row_bytes, tile, lane, valid);
+    }
+    return true;
+}
+
+// Tokens of which a rank's rows come as packets, or into the plane where its input is no whole vectors.
+template <class T, bool many>
 __device__ void add_packets(const CombineParams &params, WarpShare share, const Shared &shared) {
     constexpr int values = 16 / sizeof(T);
+    constexpr int ahead = many ? 2 : 1;  // rows in flight
     using P = Pack<T, values>;
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32;
     const int row_tiles = static_cast<int>(packet_tiles(params.row_bytes));
-    share.each(shared.tokens * row_tiles, [&](int item) {
-        const int token = item / row_tiles, tile = item % row_tiles;
+    auto rows_of = [&](int item) { return TokenRows(params, item / row_tiles); };
+    auto add = [&](int item, const TokenRows &rows) {
+        const int token = item / row_tiles, tile = item - token * row_tiles;
         const int valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
-        const TokenRows rows(params, token);
-        Piece own{};
-#pragma unroll
-        for (int i = 0; i < piece_vectors; ++i) {
-            if (i < valid && rows.own.distinct >= 0) own.vector[i] = load_vector(rows.own_input + vector_at(tile, lane, i) * 16, params.reduce_width);
-        }
+        const unsigned char *own_input = rows.own_input(params);
         Sum<T, values> sum[piece_vectors];
-        for (int32_t j = 0; j < rows.distinct; ++j) {
-            Piece piece{};
-            if (j == rows.own.distinct) {
-                piece = own;
-            } else {
-                const uint64_t place = place_of(ws, token, j);
-                const unsigned char *packets = ws.mine + ws.layout.combine_packets + place * ws.combine_packet_bytes + tile * packet_tile_bytes;
-                const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place;
-                bool marked = false;
-                stagger();
-                if (!await(ws, rows.ranks[j], phase_combine, [&] {
-                        if (take_piece(packets, lane, valid, shared.epoch, &piece)) return true;
-                        return marked = load_relaxed(mark) == shared.epoch;
-                    })) {
-                    return;
-                }
-                if (marked) {
-                    load_acquire(mark);
-                    piece = load_piece(ws.mine + ws.layout.combine + place * params.row_bytes, tile, lane, valid);
+        stagger();
+        for (int32_t first = 0; first < rows.distinct; first += ahead) {
+            Look look[ahead];
+            Piece piece[ahead] = {};
+            float weight[ahead];
+#pragma unroll
+            for (int u = 0; u < ahead; ++u) {
+                if (first + u >= rows.distinct) continue;
+                weight[u] = params.weighted ? rows.weights[first + u] : 1.0f;
+                if (first + u == rows.own.distinct) {
+#pragma unroll
+                    for (int i = 0; i < piece_vectors; ++i) {
+                        if (i < valid) piece[u].vector[i] = load_vector(own_input + vector_at(tile, lane, i) * 16, params.reduce_width);
+                    }
+                } else {
+                    look[u].load(tile_at(ws, ws.mine, place_of(ws, token, first + u), tile), lane, valid);
                 }
             }
-            const float weight = params.weighted ? rows.weights[j] : 1.0f;
 #pragma unroll
-            for (int i = 0; i < piece_vectors; ++i) sum[i].add(reinterpret_cast<const P &>(piece.vector[i]), weight, params.weighted);
+            for (int u = 0; u < ahead; ++u) {
+                const int32_t j = first + u;
+                if (j >= rows.distinct) continue;
+                if (j != rows.own.distinct && !await_row(params, rows.ranks[j], token, j, tile, valid, many, look[u], &piece[u], shared)) return;
+#pragma unroll
+                for (int i = 0; i < piece_vectors; ++i) sum[i].add(reinterpret_cast<const P &>(piece[u].vector[i]), weight[u], params.weighted);
+            }
         }
         unsigned char *out = params.output + static_cast<uint64_t>(token) * params.output_stride;
 #pragma unroll
@@ -285,10 +335,16 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
             const P pack = sum[i].rounded();
             if (i < valid) store_vector(out + vector_at(tile, lane, i) * 16, reinterpret_cast<const uint4 &>(pack), params.reduce_width);
         }
-    });
+    };
+    if constexpr (many) {
+        share.each(shared.tokens * row_tiles, rows_of, add);
+    } else {
+        share.each(shared.tokens * row_tiles, [&](int item) { add(item, rows_of(item)); });
+    }
 }
 
-template <class T>
+// `few`: our tokens are few and come back as packets; see dispatch_kernel.
+template <class T, bool few>
 __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_constant__ CombineParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
@@ -302,10 +358,10 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
         if (ws.ranks > near_ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
         const uint32_t count = part<uint32_t>(ws.mine, ws.layout.received)[threadIdx.x];
         const bool as_packets = params.push_width == 16 || threadIdx.x == ws.rank;
-        shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_bit;
+        shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_back_bit;
     }
     if (__syncthreads_or(fault)) return;
-    const int blocks = gridDim.x, pushers = max(1, blocks / 2);
+    const int blocks = gridDim.x, pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0);
     const int block = blockIdx.x;
     if (block < pushers) {
         if (block == pushers - 1) announce(params, shared);
@@ -316,8 +372,10 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     const int adder = block - (blocks > 1 ? pushers : 0), adders = blocks > 1 ? blocks - pushers : 1;
     // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
     if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
-    if ((shared.counts[ws.rank] & packets_bit) != 0 && params.row_bytes % 16 == 0) {
-        add_packets<T>(params, WarpShare(adder, adders), shared);
+    if constexpr (few) {
+        add_packets<T, false>(params, WarpShare(adder, adders), shared);
+    } else if ((shared.counts[ws.rank] & packets_back_bit) != 0 && params.row_bytes % 16 == 0) {
+        add_packets<T, true>(params, WarpShare(adder, adders), shared);
     } else if (params.reduce_width == 16) {
         add_rows<T, 16 / sizeof(T)>(params, adder, adders, shared);
     } else {
@@ -327,22 +385,27 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
 
 using Kernel = void (*)(CombineParams);
 
+template <bool few>
 Kernel choose(int32_t value_type) {
     switch (value_type) {
-        case value_f32: return &combine_kernel<float>;
-        case value_f16: return &combine_kernel<__half>;
-        default: return &combine_kernel<__nv_bfloat16>;
+        case value_f32: return &combine_kernel<float, few>;
+        case value_f16: return &combine_kernel<__half, few>;
+        default: return &combine_kernel<__nv_bfloat16, few>;
     }
 }
 
 }  // namespace
 
 Result load_combine() {
-    return load_each({address_of(choose(value_f32)), address_of(choose(value_f16)), address_of(choose(value_bf16))});
+    for (int32_t type : {value_f32, value_f16, value_bf16}) {
+        if (Result result = load_each({address_of(choose<true>(type)), address_of(choose<false>(type))}); result != cudaSuccess) return result;
+    }
+    return cudaSuccess;
 }
 
 Result combine(const CombineParams &params, const Launch &launch) {
-    return launch_kernel(choose(params.value_type), params, launch, std::max(least_blocks, 4 * launch.tokens));
+    const bool few = launch.tokens <= std::min(few_tokens, params.workspace.combine_packet_rows) && params.row_bytes % 16 == 0;
+    return launch_kernel(few ? choose<true>(params.value_type) : choose<false>(params.value_type), params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

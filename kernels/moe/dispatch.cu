@@ -1,7 +1,7 @@
-// Push dispatch: one kernel, two ways. Few tokens: every block routes all of them, and warps send tiles of rows as packets, which
-// the receiver's warps turn into rows. Many tokens: each block routes its share of the tokens, stores their rows into the planes
-// of the distinct ranks, and adds the number of rows to a counter at each of them. Every source chooses for itself; its count word
-// says which.
+// Push dispatch: one kernel. A rank's rows travel in one of two ways, which it chooses for itself and names in its count word: as
+// packets, which the receiver's warps turn into rows of the planes; or stored into the planes, and counted there block by block.
+// Of a few tokens every block routes all, and all blocks send and then receive. Of more packets half of the blocks send, each the
+// rows of its share of the tokens, and the others receive meanwhile.
 #include "common/load.cuh"
 #include "common/packets.cuh"
 #include "common/start.cuh"
@@ -17,6 +17,34 @@ struct Shared {
     Filled filled[max_cuda_ranks];
     Routes routes;
     uint32_t epoch;
+};
+
+// Of blocks that send packets while others receive: those are the slower.
+__device__ __forceinline__ int sending_part(int blocks) { return max(1, blocks / 3); }
+
+// What the blocks do, for one rank's number of tokens. `few`: the launch knows that they are together.
+template <bool few>
+struct Blocks {
+    bool packets;
+    bool together;  // every block routes all tokens
+    int senders;    // the first blocks
+    int receiver;   // which of the receiving blocks this one is; -1: none
+    int receivers;
+
+    __device__ Blocks(const DispatchParams &params, int32_t tokens) {
+        const int blocks = gridDim.x, block = blockIdx.x;
+        packets = few || (params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows);
+        together = few || (packets && tokens <= batch_tokens);
+        const bool apart = packets && !together && blocks > 1;
+        senders = apart ? sending_part(blocks) : blocks;
+        receivers = apart ? blocks - senders : blocks;
+        receiver = apart ? block - senders : block;
+    }
+
+    __device__ __forceinline__ bool sends() const { return static_cast<int>(blockIdx.x) < senders; }
+    __device__ __forceinline__ bool announces() const { return static_cast<int>(blockIdx.x) == senders - 1; }
+    // This block marks and counts the rows of some sources.
+    __device__ __forceinline__ bool looks_after(int32_t source) const { return source % receivers == receiver; }
 };
 
 __device__ __forceinline__ int64_t row_of(const Workspace &ws, int32_t source, int32_t slot) { return int64_t{source} * ws.capacity + slot; }
@@ -73,7 +101,7 @@ __device__ __forceinline__ void keep_token(const DispatchParams &params, int64_t
     if (lane < distinct) part<float>(ws.mine, ws.layout.weight_sums)[token * ws.max_distinct + lane] = sum;
 }
 
-// --- many tokens: rows into planes --------------------------------------------------------------------------------------------
+// --- rows into planes ---------------------------------------------------------------------------------------------------------
 
 // One token a warp.
 template <class Id>
@@ -93,11 +121,24 @@ __device__ void send_routing(const DispatchParams &params, int64_t begin, int to
     }
 }
 
+// A team's first vectors of a payload, loaded while the routes are found.
+struct FirstRows {
+    Batch<uint4> batch;
+
+    __device__ __forceinline__ void load(const Payload &payload, int64_t begin, int tokens) {
+        const Teams teams(tokens);
+        if (payload.width != 16 || teams.team >= tokens) return;
+        batch.load(payload.source + static_cast<uint64_t>(begin + teams.team) * payload.source_stride, teams.lane,
+                   static_cast<int64_t>(payload.row_bytes / sizeof(uint4)), teams.width);
+    }
+};
+
 // The rows of one payload: read once, stored once for every distinct rank.
-__device__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const Shared &shared) {
+__device__ __forceinline__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready, const Shared &shared) {
     const Teams teams(tokens);
-    with_width(payload.width, [&](auto vector) {
+    with_width(payload.width, [=, &ws, &payload, &shared](auto vector) {
         using V = decltype(vector);
+        bool is_ready = sizeof(V) == sizeof(uint4) && ready != nullptr;
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
             const int distinct = shared.routes.distinct[local];
@@ -105,7 +146,11 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
                 Batch<V> batch;
-                batch.load(from, first, count, teams.width);
+                if constexpr (sizeof(V) == sizeof(uint4)) {
+                    if (is_ready) batch = ready->batch;
+                }
+                if (!is_ready) batch.load(from, first, count, teams.width);
+                is_ready = false;
                 for (int j = 0; j < distinct; ++j) {
                     const Destination to = shared.routes.to[local][j];
                     batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,
@@ -116,27 +161,7 @@ __device__ void send_payload(const Workspace &ws, const Payload &payload, int64_
     });
 }
 
-template <class Id, int Words>
-__device__ void send_rows(const DispatchParams &params, int64_t begin, int64_t end, Shared &shared) {
-    const Workspace &ws = params.workspace;
-    for (int64_t first = begin; first < end; first += batch_tokens) {
-        const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
-        if (first > begin) {
-            find_batch<Id, Words>(params, first, count, shared.routes);
-            __syncthreads();
-        }
-        number_batch<Words>(ws.ranks, count, shared.routes);
-        __syncthreads();
-        advance(ws.ranks, shared.routes);
-        for (int p = 0; p < params.payload_count; ++p) {
-            if (params.payloads[p].row_bytes > 0) send_payload(ws, params.payloads[p], first, count, shared);
-        }
-        send_routing<Id>(params, first, count, shared);
-        __syncthreads();
-    }
-}
-
-// --- few tokens: packets ------------------------------------------------------------------------------------------------------
+// --- packets ------------------------------------------------------------------------------------------------------------------
 
 // Where a row of a payload ends up: the plane, or the caller's buffer.
 struct Target {
@@ -157,55 +182,70 @@ struct Target {
 // The payload that tile `*tile` of a row belongs to; *tile becomes the tile of the payload. The tile after the last is the routing.
 __device__ __forceinline__ int payload_of(const DispatchParams &params, int *tile) {
     int p = 0;
+#pragma unroll 1
     while (p < params.payload_count && *tile >= static_cast<int>(params.payloads[p].tiles)) *tile -= static_cast<int>(params.payloads[p++].tiles);
     return p;
 }
 
 __device__ __forceinline__ unsigned char *packets_of(const Workspace &ws, unsigned char *at, int32_t source, int32_t slot) {
-    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
+    return at + ws.layout.dispatch_packets + (static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.dispatch_packet_rows) + static_cast<uint64_t>(slot)) * ws.dispatch_packet_bytes;
 }
 
-// A warp's part of a token's rows: a tile of a payload, or the routing.
-struct TokenTile {
-    int token;
+// A warp's part of a row with its payloads: a tile of a payload, or the routing.
+struct RowTile {
+    int row;      // of a list
     int payload;  // payload_count: the routing
     int tile;
     int valid;    // vectors of this lane
 
-    __device__ TokenTile(const DispatchParams &params, int item, int lane) {
-        token = item / static_cast<int>(params.row_tiles);
-        tile = item - token * static_cast<int>(params.row_tiles);
+    __device__ RowTile(const DispatchParams &params, int item, int lane) {
+        row = item / static_cast<int>(params.row_tiles);
+        tile = item - row * static_cast<int>(params.row_tiles);
         payload = payload_of(params, &tile);
         valid = payload < params.payload_count ? valid_vectors(static_cast<int>(params.payloads[payload].row_bytes / 16), tile, lane) : 0;
     }
 
-    __device__ __forceinline__ Piece load(const DispatchParams &params, int lane) const {
+    __device__ __forceinline__ Piece load(const DispatchParams &params, int64_t token, int lane) const {
         if (payload == params.payload_count) return {};
         const Payload &from = params.payloads[payload];
         return load_piece(from.source + static_cast<uint64_t>(token) * from.source_stride, tile, lane, valid);
     }
+
+    // `packets`: of the row.
+    __device__ __forceinline__ TileAt at(const DispatchParams &params, unsigned char *packets) const {
+        const Payload &to = params.payloads[payload];
+        return {packets, to.packet_beside, to.packet_vectors, tile};
+    }
 };
 
-// `first`: the warp's first tile, whose `first_piece` was loaded while the routes were found.
+// A warp's first tile, loaded while the routes are found.
+struct FirstTile {
+    int item;  // -1: none
+    RowTile at;
+    Piece piece;
+};
+
+// The rows of a batch of tokens.
 template <class Id>
-__device__ void send_packets(const DispatchParams &params, int tokens, const TokenTile &first, const Piece &first_piece, WarpShare share, const Shared &shared) {
+__device__ void send_packets(const DispatchParams &params, int64_t begin, int tokens, const FirstTile &first, WarpShare share, const Shared &shared) {
     const Workspace &ws = params.workspace;
-    const int lane = threadIdx.x % 32, first_item = share.first();
+    const int lane = threadIdx.x % 32;
     share.each(tokens * static_cast<int>(params.row_tiles), [&](int item) {
-        const TokenTile at = item == first_item ? first : TokenTile(params, item, lane);
-        const int token = at.token;
-        const Piece piece = item == first_item ? first_piece : at.load(params, lane);
-        const Destination *to = shared.routes.to[token];
-        const int distinct = shared.routes.distinct[token];
+        const RowTile at = item == first.item ? first.at : RowTile(params, item, lane);
+        const int64_t token = begin + at.row;
+        const Piece piece = item == first.item ? first.piece : at.load(params, token, lane);
+        const Destination *to = shared.routes.to[at.row];
+        const int distinct = shared.routes.distinct[at.row];
         if (at.payload == params.payload_count) {
             const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
             for (int j = 0; j < distinct; ++j) {
                 const int32_t id = routing.id_for(to[j].rank, params.invalid_id);
                 if (to[j].rank == ws.rank) {
-                    store_routing(ws, ws.mine, row_of(ws, ws.rank, to[j].slot), lane, id, routing.weight, params.weights != nullptr, {token, j});
+                    store_routing(ws, ws.mine, row_of(ws, ws.rank, to[j].slot), lane, id, routing.weight, params.weights != nullptr,
+                                  {static_cast<int32_t>(token), j});
                 } else if (lane < max(ws.top_k, 2)) {
                     const uint32_t origin = lane == 0 ? static_cast<uint32_t>(token) : static_cast<uint32_t>(j);
-                    store_packet(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + lane * 16,
+                    store_packet(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + lane * packet_word,
                                  {{static_cast<uint32_t>(id), __float_as_uint(routing.weight), origin}, shared.epoch});
                 }
             }
@@ -219,29 +259,52 @@ __device__ void send_packets(const DispatchParams &params, int tokens, const Tok
                 const Target target(ws, payload, row_of(ws, ws.rank, to[j].slot));
                 store_piece(target.row, at.tile, lane, at.valid, piece, target.width);
             } else {
-                send_piece(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + payload.packets + at.tile * packet_tile_bytes, lane,
-                           at.valid, piece, shared.epoch);
+                send_piece(at.at(params, packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot)), lane, at.valid, piece, shared.epoch);
             }
         }
     });
 }
 
-__device__ void receive_packets(const DispatchParams &params, WarpShare share, const Shared &shared) {
+// The order in which a source's rows come: its blocks send their shares side by side.
+class Arrival {
+public:
+    __device__ Arrival(int rows, int shares) : rows_(rows), shares_(rows > batch_tokens ? shares : 1) {}
+
+    __device__ __forceinline__ bool many() const { return shares_ > 1; }
+    __device__ __forceinline__ int places() const { return (rows_ + shares_ - 1) / shares_ * shares_; }
+
+    // -1: no row.
+    __device__ __forceinline__ int slot(int place) const {
+        if (shares_ == 1) return place;
+        const int nth = place / shares_, share = place - nth * shares_;
+        const int slot = static_cast<int>(share_begin(rows_, share, shares_)) + nth;
+        return slot < share_begin(rows_, share + 1, shares_) ? slot : -1;
+    }
+
+private:
+    int rows_, shares_;
+};
+
+template <bool few>
+__device__ __forceinline__ void receive_packets(const DispatchParams &params, const Blocks<few> &blocks, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32, row_tiles = static_cast<int>(params.row_tiles);
+    WarpShare share(blocks.receiver, blocks.receivers);
     for (int32_t source = 0; source < ws.ranks; ++source) {
         const uint32_t count = shared.counts[source];
         if (source == ws.rank || (count & packets_bit) == 0) continue;
-        share.each(rows_in(count) * row_tiles, [&](int item) {
-            const TokenTile at(params, item, lane);
-            const int slot = at.token;
-            const unsigned char *from = packets_of(ws, ws.mine, source, slot);
+        const Arrival arrival(rows_in(count), sending_part(gridDim.x));
+        share.each(arrival.places() * row_tiles, [&](int item) {
+            const RowTile at(params, item, lane);
+            const int slot = arrival.slot(at.row);
+            if (slot < 0) return;
+            unsigned char *from = packets_of(ws, ws.mine, source, slot);
             const int64_t row = row_of(ws, source, slot);
             if (at.payload == params.payload_count) {
                 Packet packet{};
                 const bool came = lane >= max(ws.top_k, 2) || await(ws, source, phase_dispatch, [&] {
-                    packet = load_packet(from + lane * 16);
-                    return packet.tag == shared.epoch;
+                    packet = load_packet(from + lane * packet_word);
+                    return left_out<Site::packet_routing> || packet.tag == shared.epoch;
                 });
                 const RowOrigin origin = {static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 0)),
                                           static_cast<int32_t>(__shfl_sync(all_lanes, packet.data[2], 1))};
@@ -251,10 +314,12 @@ __device__ void receive_packets(const DispatchParams &params, WarpShare share, c
                 return;
             }
             const Payload &payload = params.payloads[at.payload];
-            const unsigned char *packets = from + payload.packets + at.tile * packet_tile_bytes;
+            const TileAt tile = at.at(params, from);
+            Look look;
             Piece piece;
             stagger();
-            if (!await(ws, source, phase_dispatch, [&] { return take_piece(packets, lane, at.valid, shared.epoch, &piece); })) return;
+            look.load(tile, lane, at.valid);
+            if (!await_piece(ws, source, phase_dispatch, tile, lane, at.valid, shared.epoch, arrival.many(), look, &piece)) return;
             const Target target(ws, payload, row);
             store_piece(target.row, at.tile, lane, at.valid, piece, target.width);
         });
@@ -264,6 +329,7 @@ __device__ void receive_packets(const DispatchParams &params, WarpShare share, c
 // --- announcement and reception -----------------------------------------------------------------------------------------------
 
 // Totals to every rank, by the one block that knows them. Nothing needs to come before: rows have counters or tags of their own.
+// Rows that go as packets are counted here, only so that the counter's start of the next round is known.
 __device__ void announce(const DispatchParams &params, int32_t tokens, bool packets, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int rank = threadIdx.x;
@@ -272,7 +338,9 @@ __device__ void announce(const DispatchParams &params, int32_t tokens, bool pack
         SourceLine *line = part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank;
         const uint32_t rows = static_cast<uint32_t>(shared.routes.next[rank]);
         store_relaxed(&line->dispatch_shape, tagged(shared.epoch, params.shape));
-        store_relaxed(&line->dispatch_count, tagged(shared.epoch, rows | (packets ? packets_bit : 0u)));
+        store_relaxed(&line->dispatch_count,
+                      tagged(shared.epoch, rows | (packets ? packets_bit : 0u) | (tokens <= ws.combine_packet_rows ? packets_back_bit : 0u)));
+        if (packets) add_relaxed(&line->dispatch_rows, uint64_t{rows});
         part<int32_t>(ws.mine, ws.layout.send_counts)[rank] = static_cast<int32_t>(rows);
     }
     if (threadIdx.x == 0) {
@@ -284,36 +352,36 @@ __device__ void announce(const DispatchParams &params, int32_t tokens, bool pack
 }
 
 // This block's rows in the planes, counted at every rank. All stores of the block come before: block barrier, then each counting
-// thread's fence. Rows that went as packets are counted too, so that the counter's start of the next round is known.
-__device__ void count_rows(const Workspace &ws, bool packets, const Shared &shared) {
+// thread's fence.
+__device__ void count_rows(const Workspace &ws, const Shared &shared) {
     const int rank = threadIdx.x;
     if (rank >= ws.ranks) return;
     const int32_t rows = shared.routes.next[rank] - shared.routes.before[rank];
     if (rows == 0) return;
     stagger();
-    if (!packets) fence();
+    fence<Site::dispatch_count>();
     stagger();
     add_relaxed(&(part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank)->dispatch_rows, static_cast<uint64_t>(rows));
 }
 
-// This block marks and counts the rows of some sources.
-__device__ __forceinline__ bool looks_after(int32_t source) { return source % static_cast<int32_t>(gridDim.x) == static_cast<int32_t>(blockIdx.x); }
-
 // `rows`: also until the rows in the planes have come; packets are awaited where they are used.
-__device__ bool await_source(const DispatchParams &params, int32_t source, bool rows, Shared &shared) {
+template <bool few>
+__device__ __forceinline__ bool await_source(const DispatchParams &params, const Blocks<few> &blocks, int32_t source, bool rows, Shared &shared) {
     const Workspace &ws = params.workspace;
     const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
     const uint64_t base = part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source];
     Filled filled{};
-    if (looks_after(source)) filled = part<Filled>(ws.mine, ws.layout.filled)[source];
+    if (blocks.looks_after(source)) filled = part<Filled>(ws.mine, ws.layout.filled)[source];
     uint32_t count;
     if (!await_count(ws, &line->dispatch_count, &line->dispatch_shape, shared.epoch, params.shape, source, phase_dispatch, &count)) return false;
     shared.counts[source] = count;
     shared.filled[source] = filled;
-    if (!rows || (count & packets_bit) != 0) return true;
+    if ((!rows && !blocks.looks_after(source)) || (count & packets_bit) != 0) return true;
+    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blocks.receiver)) * params.payloads[0].plane_stride,
+          params.payload_count > 0 && blocks.receiver < rows_in(count) ? params.payloads[0].row_bytes : 0);
     if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
     stagger();
-    load_acquire(&line->dispatch_rows);
+    acquire<Site::dispatch_await>(&line->dispatch_rows);
     return true;
 }
 
@@ -332,8 +400,9 @@ __device__ void fill_ids(const DispatchParams &params, int32_t source, const Sha
     }
 }
 
-__device__ void copy_out(const DispatchParams &params, const Shared &shared) {
+__device__ __noinline__ void copy_out(const DispatchParams &params, int receiver, int receivers, const Shared &shared) {
     const Workspace &ws = params.workspace;
+#pragma unroll 1
     for (int p = 0; p < params.payload_count; ++p) {
         const Payload &payload = params.payloads[p];
         if (payload.row_bytes == 0 || payload.output == nullptr) continue;
@@ -341,8 +410,8 @@ __device__ void copy_out(const DispatchParams &params, const Shared &shared) {
         for (int32_t source = 0; source < ws.ranks; ++source) {
             if ((shared.counts[source] & packets_bit) != 0) continue;
             const int64_t rows = rows_in(shared.counts[source]);
-            const Teams teams((rows + gridDim.x - 1) / gridDim.x);
-            for (int64_t row = int64_t{blockIdx.x} * teams.count + teams.team; row < rows; row += int64_t{gridDim.x} * teams.count) {
+            const Teams teams((rows + receivers - 1) / receivers);
+            for (int64_t row = int64_t{receiver} * teams.count + teams.team; row < rows; row += int64_t{receivers} * teams.count) {
                 const uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
                 copy_row(teams.width, teams.lane, ws.mine + payload.plane + index * payload.plane_stride, payload.output + index * payload.output_stride,
                          payload.row_bytes, width);
@@ -351,78 +420,136 @@ __device__ void copy_out(const DispatchParams &params, const Shared &shared) {
     }
 }
 
+// Sends the rows of a block's tokens, batch by batch. The first batch is found already.
 template <class Id, int Words>
+__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<false> &blocks, int32_t all, int64_t begin, int64_t end, const FirstTile &first_tile, const FirstRows &first_rows,
+                                     Shared &shared) {
+    const Workspace &ws = params.workspace;
+    int64_t first = begin;
+    do {
+        const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
+        if (first > begin) {
+            find_batch<Id, Words>(params, first, count, shared.routes);
+            __syncthreads();
+        }
+        number_batch<Words>(ws.ranks, count, shared.routes);
+        __syncthreads();
+        advance(ws.ranks, shared.routes);
+        if (blocks.announces() && first + count == end) announce(params, all, blocks.packets, shared);
+        if (blocks.packets) {
+            send_packets<Id>(params, first, count, first_tile, blocks.together ? WarpShare(blockIdx.x, gridDim.x) : WarpShare(0, 1), shared);
+        } else {
+            send_routing<Id>(params, first, count, shared);  // first, because few warps have it to do
+#pragma unroll 1
+            for (int p = 0; p < params.payload_count; ++p) {
+                if (params.payloads[p].row_bytes > 0) {
+                    send_payload(ws, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
+                }
+            }
+        }
+        first += count;
+        if (first < end || !blocks.packets) __syncthreads();
+    } while (first < end);
+    if (!blocks.packets) count_rows(ws, shared);
+}
+
+// The same of tokens that every block routes.
+template <class Id, int Words>
+__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, const FirstTile &first_tile,
+                                     const FirstRows &, Shared &shared) {
+    number_batch<Words>(params.workspace.ranks, all, shared.routes);
+    __syncthreads();
+    advance(params.workspace.ranks, shared.routes);
+    if (blocks.announces()) announce(params, all, true, shared);
+    send_packets<Id>(params, 0, all, first_tile, WarpShare(blockIdx.x, gridDim.x), shared);
+}
+
+// `few`: the tokens of this rank are so few that every block routes all, and go as packets. A kernel of its own, because what a small
+// batch takes is mostly fetching instructions.
+template <class Id, int Words, bool few>
 __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid_constant__ DispatchParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
-    const WarpShare share(blockIdx.x, gridDim.x);
-    TokenTile first(params, share.first(), static_cast<int>(threadIdx.x % 32));
+    const int lane = threadIdx.x % 32, item = WarpShare(blockIdx.x, gridDim.x).first();
+    FirstTile first_tile = {item, RowTile(params, item, lane), {}};
     if (threadIdx.x < ws.ranks && ws.ranks <= near_ranks) shared.peers[threadIdx.x] = ws.near[threadIdx.x];
     if (!enter(ws)) return;
     const bool fault = found_fault(ws);
     uint32_t epoch = 0;
-    if (threadIdx.x == block_threads - 1) epoch = part<SlotState>(ws.mine, ws.layout.state)->combine_epoch + 1;
+    if (threadIdx.x == block_threads - 1) epoch = next_epoch(part<SlotState>(ws.mine, ws.layout.state)->combine_epoch);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
-    const bool packets = params.packets != 0 && tokens <= ws.packet_rows;
+    const Blocks<few> blocks(params, tokens);
     int64_t begin = 0, end = tokens;
-    if (!packets) {
-        begin = share_begin(tokens, blockIdx.x);
-        end = share_begin(tokens, blockIdx.x + 1);
+    if (!blocks.together) {
+        begin = share_begin(tokens, min(static_cast<int>(blockIdx.x), blocks.senders), blocks.senders);
+        end = share_begin(tokens, min(static_cast<int>(blockIdx.x) + 1, blocks.senders), blocks.senders);
+        first_tile.item = -1;
+    } else if (item < tokens * static_cast<int>(params.row_tiles)) {
+        first_tile.piece = first_tile.at.load(params, first_tile.at.row, lane);
     }
-    Piece first_piece{};
-    if (packets && share.first() < tokens * static_cast<int>(params.row_tiles)) first_piece = first.load(params, static_cast<int>(threadIdx.x % 32));
-    find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
-    if (begin > 0) {
-        count_before<Id, Words>(params, begin, shared.routes);
-    } else if (threadIdx.x < ws.ranks) {
-        shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = 0;
+    FirstRows first_rows;
+    if (!few && !blocks.packets && params.payload_count > 0) {
+        first_rows.load(params.payloads[0], begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)));
+    }
+    if (blocks.sends()) {
+        find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
+        if (!few && begin > 0) {
+            count_before<Id, Words>(params, begin, shared.routes);
+        } else if (threadIdx.x < ws.ranks) {
+            shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = 0;
+        }
     }
     if (threadIdx.x < ws.ranks && ws.ranks > near_ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
     if (threadIdx.x == block_threads - 1) shared.epoch = epoch;
     if (__syncthreads_or(fault)) return;
-    if (begin > 0) {
-        sum_before(ws.ranks, shared.routes);
-        __syncthreads();
+    if (blocks.sends()) {
+        if (!few && begin > 0) {
+            sum_before(ws.ranks, shared.routes);
+            __syncthreads();
+        }
+        send<Id, Words>(params, blocks, tokens, begin, end, first_tile, first_rows, shared);
     }
-    if (packets) {
-        number_batch<Words>(ws.ranks, tokens, shared.routes);
-        __syncthreads();
-        advance(ws.ranks, shared.routes);
-        if (blockIdx.x == gridDim.x - 1) announce(params, tokens, true, shared);
-        send_packets<Id>(params, tokens, first, first_piece, share, shared);
-    } else {
-        send_rows<Id, Words>(params, begin, end, shared);
-        if (blockIdx.x == gridDim.x - 1) announce(params, tokens, false, shared);
-    }
-    if (!packets || blockIdx.x == 0) count_rows(ws, packets, shared);
+    if (blocks.receiver < 0) return;
 
     bool copies = false;
+#pragma unroll 1
     for (int p = 0; p < params.payload_count; ++p) copies = copies || (params.payloads[p].row_bytes > 0 && params.payloads[p].output != nullptr);
-    const bool lost = threadIdx.x < ws.ranks && !await_source(params, threadIdx.x, copies || looks_after(threadIdx.x), shared);
+    const bool lost = threadIdx.x < ws.ranks && !await_source(params, blocks, threadIdx.x, copies, shared);
     if (__syncthreads_or(lost)) return;
-    receive_packets(params, share, shared);
-    for (int32_t source = blockIdx.x; source < ws.ranks; source += gridDim.x) fill_ids(params, source, shared);
-    if (copies) copy_out(params, shared);
+    receive_packets(params, blocks, shared);
+    for (int32_t source = blocks.receiver; source < ws.ranks; source += blocks.receivers) fill_ids(params, source, shared);
+    if (copies) copy_out(params, blocks.receiver, blocks.receivers, shared);
 }
 
 using Kernel = void (*)(DispatchParams);
 
-Kernel choose(int ids_bytes, int ranks) {
-    if (ids_bytes == 8) return ranks <= 32 ? &dispatch_kernel<int64_t, 1> : &dispatch_kernel<int64_t, 4>;
-    return ranks <= 32 ? &dispatch_kernel<int32_t, 1> : &dispatch_kernel<int32_t, 4>;
+template <class Id>
+Kernel choose(int ranks, bool few) {
+    if (few) return ranks <= 32 ? &dispatch_kernel<Id, 1, true> : &dispatch_kernel<Id, 4, true>;
+    return ranks <= 32 ? &dispatch_kernel<Id, 1, false> : &dispatch_kernel<Id, 4, false>;
 }
+
+Kernel choose(int ids_bytes, int ranks, bool few) { return ids_bytes == 8 ? choose<int64_t>(ranks, few) : choose<int32_t>(ranks, few); }
 
 constexpr int least_blocks = 16;  // rows to receive may be many where own tokens are few
 
 }  // namespace
 
 Result load_dispatch() {
-    return load_each({address_of(choose(4, 1)), address_of(choose(4, max_cuda_ranks)), address_of(choose(8, 1)), address_of(choose(8, max_cuda_ranks))});
+    for (int ids_bytes : {4, 8}) {
+        for (int ranks : {1, max_cuda_ranks}) {
+            for (bool few : {false, true}) {
+                if (Result result = load_each({address_of(choose(ids_bytes, ranks, few))}); result != cudaSuccess) return result;
+            }
+        }
+    }
+    return cudaSuccess;
 }
 
 Result dispatch(const DispatchParams &params, const Launch &launch) {
-    return launch_kernel(choose(params.ids_bytes, params.workspace.ranks), params, launch, std::max(least_blocks, 4 * launch.tokens));
+    const bool few = params.packets != 0 && params.tokens <= std::min(batch_tokens, params.workspace.dispatch_packet_rows);
+    return launch_kernel(choose(params.ids_bytes, params.workspace.ranks, few), params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

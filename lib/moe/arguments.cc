@@ -35,6 +35,37 @@ uint64_t value_bytes(int32_t dtype) {
     }
 }
 
+void check_budget(int32_t budget) {
+    if (budget < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "sm_budget is {}, must be 0 or more", budget);
+}
+
+// The two payloads of a quantized dispatch as they travel.
+kernels::QuantizeForm read_quantize(const moelink_dispatch_args &args, moelink_rows &values, moelink_rows &scales) {
+    if (args.quantize == MOELINK_QUANTIZE_NONE) return kernels::quantize_none;
+    if (args.quantize != MOELINK_QUANTIZE_F8E4M3_BLOCK128) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "quantize is {}, must be MOELINK_QUANTIZE_NONE or _F8E4M3_BLOCK128", args.quantize);
+    }
+    if (args.payload_count < 2) fail(MOELINK_ERR_INVALID_ARGUMENT, "payload_count is {}; quantize needs 2, the second for scales", args.payload_count);
+    constexpr uint64_t block_bytes = kernels::quantize_block * sizeof(uint16_t);
+    if (values.dtype != MOELINK_DTYPE_BF16 || values.row_bytes == 0 || values.row_bytes % block_bytes != 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[0] has dtype {} and row_bytes {}; quantize needs MOELINK_DTYPE_BF16 and a multiple of {} bytes",
+             values.dtype, values.row_bytes, block_bytes);
+    }
+    if (scales.data != nullptr || (scales.dtype != MOELINK_DTYPE_F32 && scales.dtype != MOELINK_DTYPE_E8M0)) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[1] has data {} and dtype {}; quantize writes it: data NULL, dtype MOELINK_DTYPE_F32 or _E8M0",
+             scales.data, scales.dtype);
+    }
+    if (values.data == nullptr && args.num_tokens > 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[0].data is NULL with {} tokens and quantize", args.num_tokens);
+    }
+    const bool wide = scales.dtype == MOELINK_DTYPE_F32;
+    const uint64_t count = values.row_bytes / sizeof(uint16_t);
+    values.row_bytes = count;
+    values.dtype = MOELINK_DTYPE_F8E4M3;
+    scales.row_bytes = scales.row_stride = count / kernels::quantize_block * (wide ? sizeof(float) : 1);
+    return wide ? kernels::quantize_f32 : kernels::quantize_e8m0;
+}
+
 }  // namespace
 
 void check_slot(int32_t slot, const Config &config) {
@@ -71,16 +102,19 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     }
     if (args.payload_count > 0 && args.payloads == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads is NULL");
     call.payload_count = args.payload_count;
+    check_budget(args.sm_budget);
+    for (int32_t i = 0; i < args.payload_count; ++i) call.payloads[static_cast<size_t>(i)] = read_rows(args.payloads[i], "payloads[i]");
+    call.quantize = read_quantize(args, call.payloads[0], call.payloads[1]);
     for (int32_t i = 0; i < args.payload_count; ++i) {
         const auto index = static_cast<size_t>(i);
-        moelink_rows rows = read_rows(args.payloads[i], "payloads[i]");
-        if (rows.data == nullptr && args.num_tokens > 0) rows.row_bytes = 0;
+        const bool quantized = call.quantize != kernels::quantize_none && i <= 1, scales = quantized && i == 1;
+        moelink_rows &rows = call.payloads[index];
+        if (rows.data == nullptr && args.num_tokens > 0 && !scales) rows.row_bytes = 0;
         if (rows.data != nullptr && rows.row_bytes == 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[{}].row_bytes is 0", i);
         if (rows.row_bytes > config.payload_row_bytes[index]) {
             fail(MOELINK_ERR_TOO_SMALL, "payloads[{}].row_bytes is {} and the workspace holds {}; ensure or reinit with more", i, rows.row_bytes,
                  config.payload_row_bytes[index]);
         }
-        call.payloads[index] = rows;
         if (args.outputs != nullptr && args.outputs[i].data != nullptr) {
             moelink_rows output = args.outputs[i];
             if (output.row_bytes == 0) output.row_bytes = rows.row_bytes;
@@ -88,6 +122,11 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
             if (output.row_bytes < rows.row_bytes) {
                 fail(MOELINK_ERR_TOO_SMALL, "outputs[{}].row_bytes is {}, less than the payload's {}", i, output.row_bytes, rows.row_bytes);
             }
+            if (scales && rows.dtype == MOELINK_DTYPE_F32 &&
+                (reinterpret_cast<uint64_t>(output.data) | output.row_stride) % sizeof(float) != 0) {
+                fail(MOELINK_ERR_INVALID_ARGUMENT, "outputs[1] has an address or stride that is no multiple of its scales' 4 bytes");
+            }
+            if (quantized) output.dtype = rows.dtype;
             call.outputs[index] = output;
         }
     }
@@ -105,6 +144,9 @@ CombineCall read_combine(const moelink_combine_args *given, const Config &config
     CombineCall call;
     call.slot = args.slot;
     call.weighted = args.mode == MOELINK_COMBINE_WEIGHTED;
+    check_budget(args.sm_budget);
+    if (args.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "reserved is {}, must be 0", args.reserved);
+    call.sm_budget = args.sm_budget;
     call.input = read_rows(args.input, "input");
     call.output = read_rows(args.output, "output");
     uint64_t size = value_bytes(call.input.dtype);

@@ -12,10 +12,12 @@
 
 namespace moelink {
 
-// A dispatch after its checks. Payloads and outputs are normalised: strides set, row_bytes 0 when not sent.
+// A dispatch after its checks. Payloads and outputs are normalised: strides set, row_bytes 0 when not sent. With `quantize` payloads
+// are described as they travel, but for the data and stride of the first, which are those of its BF16 rows; the second has no data.
 struct DispatchCall {
     moelink_dispatch_args args{};
     int32_t payload_count = 0;
+    kernels::QuantizeForm quantize = kernels::quantize_none;
     std::array<moelink_rows, MOELINK_MAX_PAYLOADS> payloads{};
     std::array<moelink_rows, MOELINK_MAX_PAYLOADS> outputs{};  // data NULL: a view
 };
@@ -23,6 +25,7 @@ struct DispatchCall {
 struct CombineCall {
     int32_t slot = 0;
     bool weighted = false;
+    int32_t sm_budget = 0;
     int32_t num_tokens = 0;  // bound of the slot's last dispatch
     moelink_rows input{};
     moelink_rows output{};

@@ -178,6 +178,9 @@ std::vector<int64_t> GatherNccl::read_rank_tokens(const moelink_dispatch_args &a
 
 Received GatherNccl::dispatch(const DispatchCall &call, moelink_stream stream) {
     const moelink_dispatch_args &args = call.args;
+    if (call.quantize != kernels::quantize_none) {
+        fail(MOELINK_ERR_UNSUPPORTED, "quantize is not there over NCCL; pass FP8 rows and their scales as payloads, or use one-sided");
+    }
     GatherSlot &slot = slots_[static_cast<size_t>(args.slot)];
     const auto top_k = static_cast<uint64_t>(config_.top_k);
     std::vector<int64_t> rank_tokens = read_rank_tokens(args);

@@ -29,11 +29,10 @@ private:
 // Rows of any value type can be combined where they were received, so they must not start at odd places.
 uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : (row_bytes + 3) / 4 * 4; }
 
-// Tokens up to which rows may travel as packets: what their place costs in all slots is bounded.
-int32_t choose_packet_rows(uint64_t capacity, uint64_t slots, uint64_t ranks, uint64_t distinct, uint64_t dispatch_row, uint64_t combine_row) {
+// Tokens up to which rows may travel as packets: what their place costs in all slots is bounded. `row`: of one token.
+int32_t choose_packet_rows(int most_rows, uint64_t capacity, uint64_t slots, uint64_t row) {
     constexpr uint64_t most_bytes = uint64_t{64} << 20;
-    const uint64_t row = slots * (ranks * dispatch_row + distinct * combine_row);
-    return static_cast<int32_t>(std::min({uint64_t{kernels::max_packet_rows}, capacity, most_bytes / row}));
+    return static_cast<int32_t>(std::min({static_cast<uint64_t>(most_rows), capacity, most_bytes / (slots * row)}));
 }
 
 }  // namespace
@@ -70,21 +69,26 @@ WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
         result.plane_strides.push_back(plane_stride(config.payload_row_bytes[p]));
         slot.planes[p] = cursor.take({r, capacity, result.plane_strides[p]});
     }
-    uint64_t dispatch_row = packet_routing_bytes;
+    Cursor dispatch_row, combine_row;
+    dispatch_row.take({packet_routing_bytes});
     for (uint64_t row_bytes : config.payload_row_bytes) {
-        result.packet_offsets.push_back(static_cast<uint32_t>(dispatch_row));
-        dispatch_row += packet_tiles(row_bytes) * packet_tile_bytes;
+        result.packet_beside.push_back(static_cast<uint32_t>(dispatch_row.take({packet_tiles(row_bytes), packet_tile_beside})));
+        result.packet_vectors.push_back(static_cast<uint32_t>(dispatch_row.take({row_bytes})));
     }
-    const uint64_t combine_row = packet_tiles(config.combine_row_bytes) * packet_tile_bytes;
-    if (on_cuda && dispatch_row <= UINT32_MAX && combine_row <= UINT32_MAX) {
-        result.packet_rows = choose_packet_rows(capacity, static_cast<uint64_t>(config.slots), r, distinct, dispatch_row, combine_row);
-        result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row);
-        result.combine_packet_bytes = static_cast<uint32_t>(combine_row);
+    combine_row.take({packet_tiles(config.combine_row_bytes), packet_tile_beside});
+    result.combine_packet_vectors = static_cast<uint32_t>(combine_row.take({config.combine_row_bytes}));
+    if (on_cuda && dispatch_row.at() <= UINT32_MAX && combine_row.at() <= UINT32_MAX) {
+        const auto slots = static_cast<uint64_t>(config.slots);
+        result.dispatch_packet_rows = choose_packet_rows(max_dispatch_packet_rows, capacity, slots, r * dispatch_row.at());
+        if (config.combine_row_bytes > 0) {
+            result.combine_packet_rows = choose_packet_rows(max_combine_packet_rows, capacity, slots, distinct * combine_row.at());
+        }
+        result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row.at());
+        result.combine_packet_bytes = static_cast<uint32_t>(combine_row.at());
     }
-    const auto packet_rows = static_cast<uint64_t>(result.packet_rows);
-    slot.dispatch_packets = cursor.take({r, packet_rows, result.dispatch_packet_bytes});
+    slot.dispatch_packets = cursor.take({r, static_cast<uint64_t>(result.dispatch_packet_rows), result.dispatch_packet_bytes});
     result.dispatch_bytes = cursor.at() - result.control_bytes;
-    slot.combine_packets = cursor.take({packet_rows, distinct, result.combine_packet_bytes});
+    slot.combine_packets = cursor.take({static_cast<uint64_t>(result.combine_packet_rows), distinct, result.combine_packet_bytes});
     slot.combine = cursor.take({capacity, distinct, config.combine_row_bytes});
     result.combine_bytes = cursor.at() - result.control_bytes - result.dispatch_bytes;
     slot.bytes = cursor.at();

@@ -12,10 +12,11 @@ struct WorkspaceLayout {
     kernels::SlotLayout slot{};
     int32_t max_distinct = 0;
     std::vector<uint64_t> plane_strides;  // [bytes] from row to row, by payload
-    std::vector<uint32_t> packet_offsets;  // [bytes] of a payload in a row's packets
-    int32_t packet_rows = 0;
+    std::vector<uint32_t> packet_beside, packet_vectors;  // [bytes] offsets of each payload's parts in a row's packets
+    int32_t dispatch_packet_rows = 0, combine_packet_rows = 0;
     uint32_t dispatch_packet_bytes = 0;  // of one row
     uint32_t combine_packet_bytes = 0;
+    uint32_t combine_packet_vectors = 0;
     uint64_t control_bytes = 0;   // of one slot
     uint64_t dispatch_bytes = 0;  // of one slot
     uint64_t combine_bytes = 0;   // of one slot

@@ -78,9 +78,11 @@ void OneSided::prepare(uint64_t generation) {
         ws.top_k = config_.top_k;
         ws.capacity = config_.max_tokens;
         ws.max_distinct = layout_.max_distinct;
-        ws.packet_rows = layout_.packet_rows;
+        ws.dispatch_packet_rows = layout_.dispatch_packet_rows;
+        ws.combine_packet_rows = layout_.combine_packet_rows;
         ws.dispatch_packet_bytes = layout_.dispatch_packet_bytes;
         ws.combine_packet_bytes = layout_.combine_packet_bytes;
+        ws.combine_packet_vectors = layout_.combine_packet_vectors;
         ws.timeout_ns = config_.timeout_ns;
         ws.generation = generation;
         ws.anchor = faults_.anchor();
@@ -104,9 +106,10 @@ void OneSided::reset(size_t slot) {
     const kernels::SlotLayout &layout = layout_.slot;
     unsigned char *mine = workspaces_[slot].mine;
     device_.clear(mine + layout.lines, layout.distinct - layout.lines);
-    const uint64_t rows = static_cast<uint64_t>(layout_.packet_rows);
-    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * rows * layout_.dispatch_packet_bytes);
-    device_.clear(mine + layout.combine_packets, rows * static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
+    device_.clear(mine + layout.dispatch_packets, static_cast<uint64_t>(group_->size()) * static_cast<uint64_t>(layout_.dispatch_packet_rows) *
+                                                      layout_.dispatch_packet_bytes);
+    device_.clear(mine + layout.combine_packets, static_cast<uint64_t>(layout_.combine_packet_rows) *
+                                                     static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
     std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
 }
@@ -118,14 +121,15 @@ void OneSided::choose_launch(const Deadline &deadline) {
     const GpuName &mine = all[static_cast<size_t>(group_->rank())];
     int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
     blocks_ = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
-    if (config_.sm_budget > 0) blocks_ = std::min(blocks_, config_.sm_budget);
-    early_ = sharing * config_.slots == 1 && config_.sm_budget == 0;
+    alone_ = sharing * config_.slots == 1;
     log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks_);
 }
 
-kernels::cuda::Launch OneSided::launch(int32_t tokens, moelink_stream stream) const {
-    constexpr int32_t most_early = 512;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
-    return {blocks_, tokens, early_ && tokens <= most_early, stream};
+kernels::cuda::Launch OneSided::launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const {
+    const int32_t budget = sm_budget > 0 ? sm_budget : config_.sm_budget;
+    const int blocks = budget > 0 ? std::min(blocks_, budget) : blocks_;
+    constexpr int32_t most_early = 2048;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
+    return {blocks, tokens, alone_ && budget == 0 && tokens <= most_early, stream};
 }
 
 moelink_manager_sizes OneSided::sizes() const {
@@ -146,13 +150,14 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     params.weights = args.topk_weights;
     params.invalid_id = args.invalid_id;
     params.payload_count = call.payload_count;
+    params.quantize = call.quantize;
     params.to_all = to_all_ ? 1 : 0;
     params.row_tiles = 1;
     params.whole_ids = kernels::access_width(bits(args.topk_ids) | static_cast<uint64_t>(config_.top_k * params.ids_bytes)) == 16 ? 1 : 0;
 
     Received received;
     Shape shape;
-    shape.add(static_cast<uint64_t>(call.payload_count));
+    shape.add(static_cast<uint64_t>(call.payload_count)).add(call.quantize);
     bool copies_out = false, whole_vectors = true;
     for (size_t i = 0; i < static_cast<size_t>(call.payload_count); ++i) {
         const moelink_rows &rows = call.payloads[i];
@@ -167,12 +172,17 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         payload.output_stride = output.row_stride;
         payload.width = kernels::access_width(bits(rows.data) | rows.row_stride | rows.row_bytes | payload.plane_stride);
         payload.output_width = kernels::access_width(bits(output.data) | output.row_stride);
-        payload.packets = layout_.packet_offsets[i];
-        payload.tiles = static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
+        payload.packet_beside = layout_.packet_beside[i];
+        payload.packet_vectors = layout_.packet_vectors[i];
+        const bool scales = i == 1 && call.quantize != kernels::quantize_none;  // they travel with what they scale
+        payload.tiles = scales ? 0 : static_cast<uint32_t>(kernels::packet_tiles(rows.row_bytes));
         params.row_tiles += payload.tiles;
         shape.add(rows.row_bytes);
         if (rows.row_bytes == 0) continue;
-        whole_vectors = whole_vectors && payload.width == 16;
+        whole_vectors = whole_vectors && (scales || payload.width == 16);
+        if (i == 0 && call.quantize != kernels::quantize_none && device_.on_cuda() && payload.width != 16) {
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[0] has an address or stride that is no multiple of 16 bytes, which quantize needs on CUDA");
+        }
         copies_out = copies_out || output.data != nullptr;
         received.payloads[i] = output;
         if (output.data == nullptr) received.payloads[i] = {ws.mine + payload.plane, 0, payload.plane_stride, rows.dtype, 0};
@@ -187,7 +197,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
 
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, stream)), "dispatch");
+        check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, args.sm_budget, stream)), "dispatch");
     } else {
         check_fault(kernels::host::dispatch(params, {&lost, group_.get()}));
     }
@@ -228,7 +238,7 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
     params.shape = Shape().add(params.row_bytes).add(static_cast<uint64_t>(params.value_type)).value();
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::combine(params, launch(call.num_tokens, stream)), "combine");
+        check_launch(kernels::cuda::combine(params, launch(call.num_tokens, call.sm_budget, stream)), "combine");
     } else {
         check_fault(kernels::host::combine(params, {&lost, group_.get()}));
     }

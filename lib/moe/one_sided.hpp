@@ -23,7 +23,7 @@ private:
     kernels::cuda::Result load_kernels() const;
     void reset(size_t slot);
     void choose_launch(const Deadline &deadline);
-    kernels::cuda::Launch launch(int32_t tokens, moelink_stream stream) const;
+    kernels::cuda::Launch launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const;
     void check_input(const kernels::Workspace &ws, const moelink_rows &input) const;
     void check_fault(const kernels::Fault &fault) const;
 
@@ -37,7 +37,7 @@ private:
     Buffer peers_;
     std::vector<kernels::Workspace> workspaces_;
     int blocks_ = 1;
-    bool early_ = false;
+    bool alone_ = false;  // shares its GPU with no other rank and no other slot
 };
 
 // Throws UNSUPPORTED for more ranks than a kernel addresses, and for memory of the other device.

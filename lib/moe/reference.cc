@@ -2,6 +2,7 @@
 // code with the other kinds on purpose, since tests compare them with it.
 #include "group/agreement.hpp"
 #include "moe/backend.hpp"
+#include "moe/reference_quantize.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -150,6 +151,15 @@ private:
         return result;
     }
 
+    // The rows of a payload as they travel.
+    Bytes travelling_rows(const DispatchCall &call, size_t payload, size_t count) const {
+        if (call.quantize == kernels::quantize_none || payload > 1) return read_rows(call.payloads[payload], count);
+        moelink_rows values = call.payloads[0];
+        values.row_bytes *= sizeof(uint16_t);
+        const QuantizedRows rows = quantize_naively(read_rows(values, count), call.quantize == kernels::quantize_e8m0);
+        return payload == 0 ? rows.values : rows.scales;
+    }
+
     void write_row(const moelink_rows &rows, size_t row, const unsigned char *bytes, uint64_t count) const {
         device_.write(static_cast<unsigned char *>(rows.data) + row * rows.row_stride, bytes, count);
     }
@@ -221,7 +231,7 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
     }
     for (size_t p = 0; p < static_cast<size_t>(call.payload_count); ++p) {
         const moelink_rows &payload = call.payloads[p];
-        std::vector<Bytes> all = gather(read_rows(payload, payload.row_bytes > 0 ? count : 0), deadline);
+        std::vector<Bytes> all = gather(travelling_rows(call, p, payload.row_bytes > 0 ? count : 0), deadline);
         if (payload.row_bytes == 0) continue;
         moelink_rows output = call.outputs[p].data != nullptr ? call.outputs[p] : dense_rows(slot.planes[p].as(), payload);
         output.row_bytes = payload.row_bytes;

@@ -7,6 +7,7 @@
 
 #include "cuda_status.cuh"
 #include "device.hpp"
+#include "gpu.cuh"
 #include "launches.cuh"
 
 namespace perf {
@@ -70,11 +71,6 @@ __global__ void experts_kernel(ExpertWork work, const ExpertMap *maps) {
     }
 }
 
-__device__ uint64_t now_ns() {
-    uint64_t ns;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
-    return ns;
-}
 __device__ void release_word(uint64_t *word, uint64_t value) {
     asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
 }

@@ -1,12 +1,22 @@
-// Stands in for device_cuda.cu and link_cuda.cu in a build without CUDA.
+// Stands in for the CUDA sources in a build without CUDA.
 #include <stdexcept>
 
 #include "device.hpp"
 #include "link.hpp"
+#include "litmus.hpp"
+#include "stress_round.hpp"
 
 namespace perf {
 
 std::unique_ptr<Device> make_cuda_device(int, int) {
+    throw std::runtime_error("this moelink-perf was built without CUDA; use --device host");
+}
+
+std::vector<LitmusFinding> run_cuda_litmus(const LitmusOptions &, std::vector<std::string> *) {
+    throw std::runtime_error("this moelink-perf was built without CUDA");
+}
+
+StressSteps stress_steps_cuda() {
     throw std::runtime_error("this moelink-perf was built without CUDA; use --device host");
 }
 

@@ -75,7 +75,7 @@ void check_options(const EplbOptions &options) {
 }  // namespace
 
 int run_eplb(EplbOptions options, const std::string &command) {
-    resolve(options);
+    resolve_device(options.device, options.ranks);
     options.check = options.check || !options.corrupt.empty();
     read_topics(options);
     check_options(options);
@@ -88,7 +88,8 @@ int run_eplb(EplbOptions options, const std::string &command) {
     report.say("what", "eplb");
     report.say("settings", options);
     const auto listener = [&](int rank, const nlohmann::json &message) { report.take(rank, message); };
-    return report.finish(run_ranks({"eplb", options, options}, listener));
+    const Task task = {"eplb", options.device, options.ranks, options.timeout, options};
+    return report.finish(options.threads ? run_threads(task, listener) : run_processes(task, listener));
 }
 
 }  // namespace perf

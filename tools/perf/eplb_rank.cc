@@ -10,6 +10,7 @@
 #include "eplb_traffic.hpp"
 #include "eplb_weights.hpp"
 #include "measure.hpp"
+#include "rank.hpp"
 #include "session.hpp"
 #include "values.hpp"
 
@@ -211,19 +212,20 @@ private:
 
 }  // namespace
 
-void run_eplb_rank(const EplbOptions &given, const Join &join, Channel &channel) {
+uint64_t run_eplb_rank(const EplbOptions &given, const std::function<moelink_group *()> &join, Channel &channel) {
     EplbOptions options = given;
     const std::vector<Topic> topics = read_topics(options);
     channel.send({{"at", "joining the group"}});
     Session session(pair_of(options), join());
-    session.introduce(channel);
+    send_setting(session, channel);
     uint64_t wrong = 0;
     {
         Changes changes(session, options, topics, channel);
         wrong = changes.run();
         session.barrier();
     }
-    session.finish(channel, wrong);
+    must(moelink_group_finalize(session.group()), "moelink_group_finalize");
+    return wrong;
 }
 
 }  // namespace perf

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cuda_status.cuh"
+#include "gpu.cuh"
 #include "link.hpp"
 
 namespace perf {
@@ -52,11 +53,6 @@ __global__ void __launch_bounds__(copy_threads) push_kernel(uint4 *to, size_t co
 
 __global__ void empty_kernel() {}
 
-__device__ unsigned long long now_ns() {
-    unsigned long long ns;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
-    return ns;
-}
 __device__ void release_word(unsigned *word, unsigned value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
@@ -283,16 +279,6 @@ void measure_pair(Gpu &first, Gpu &second, size_t bytes, int multiprocessors, Li
                                               })),
                               "GB/s"});
     report.figures.push_back({"flag between the GPUs, one way, release to acquire", flag_us(first, second, timeout_s), "us"});
-}
-
-void enable_peer(int from, int to) {
-    check(cudaSetDevice(from), "cudaSetDevice");
-    const cudaError_t status = cudaDeviceEnablePeerAccess(to, 0);
-    if (status == cudaErrorPeerAccessAlreadyEnabled) {
-        static_cast<void>(cudaGetLastError());
-        return;
-    }
-    check(status, "cudaDeviceEnablePeerAccess");
 }
 
 }  // namespace

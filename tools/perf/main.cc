@@ -12,8 +12,11 @@
 #include "eplb_plan.hpp"
 #include "launcher.hpp"
 #include "link.hpp"
+#include "litmus.hpp"
 #include "pair.hpp"
 #include "shapes.hpp"
+#include "stress.hpp"
+#include "stress_round.hpp"
 
 namespace {
 
@@ -35,11 +38,32 @@ Examples:
       How few multiprocessors are enough.
 )";
 
+constexpr const char *stress_examples = R"(
+Each pair has random numbers of tokens, ids (masked and invalid ones too), rows, sizes, slots and delays; managers change all the
+time. Every value is recomputed from the seed and compared on the device. Exit code 1: a value was wrong, or a rank failed.
+
+Examples:
+  moelink-perf stress --seconds 10
+  moelink-perf stress --device cuda --ranks 2 --pairs 1000000 --seconds 240 --json stress.json
+  moelink-perf stress --device cuda --ranks 4 --tokens 128 --delay-us 200 --seed 7
+      Several ranks a GPU where there are fewer; longer delays between the calls of each.
+)";
+
 constexpr const char *link_examples = R"(
 Examples:
   moelink-perf link
       The host and, where there are any, the first two GPUs.
   moelink-perf link --device cuda --gpus 0,3 --json link.json
+)";
+
+constexpr const char *litmus_examples = R"(
+Outcomes that the memory model forbids must be seen 0 times, else the exit code is 1. Those of variants without a fence or an
+acquire are allowed; how often they were seen is for information.
+
+Examples:
+  moelink-perf litmus
+  moelink-perf litmus --gpus 0,0 --rounds 20000
+      Between blocks of one GPU.
 )";
 
 constexpr const char *eplb_plan_examples = R"(
@@ -186,6 +210,36 @@ void add_pair(CLI::App &app, perf::PairOptions &options) {
         ->group("");
 }
 
+void add_stress(CLI::App &app, perf::StressOptions &options) {
+    app.footer(stress_examples);
+    app.option_defaults()->take_last();
+    app.add_option("--device", options.device, "host, cuda, or auto: CUDA where a GPU is found")
+        ->check(CLI::IsMember({"auto", "host", "cuda"}))
+        ->capture_default_str();
+    app.add_option("--ranks", options.ranks, "ranks; 0: one a GPU (at least 2), on the host 2. Ranks take GPUs in turn")
+        ->check(CLI::Range(0, perf::stress_ranks))
+        ->capture_default_str();
+    app.add_option("--pairs", options.pairs, "end after this many pairs; 0: only --seconds end it")
+        ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+        ->capture_default_str();
+    app.add_option("--seconds", options.seconds, "[s] end after this time")->check(CLI::Range(0.0, 1e6))->capture_default_str();
+    app.add_option("--tokens", options.tokens, "most tokens of a rank")->check(CLI::Range(1, 1 << 16))->capture_default_str();
+    app.add_option("--delay-us", options.delay_us, "[us] longest random delay of a rank between two calls")
+        ->check(CLI::Range(0.0, 1e6))
+        ->capture_default_str();
+    app.add_flag("--threads", options.threads, "ranks are threads of one process instead of processes");
+    app.add_option("--provider", options.provider, "memory of the workspace: auto, fabric, posix-fd, cuda-ipc or host-shm")
+        ->capture_default_str();
+    app.add_option("--seed", options.seed, "of everything but time")->capture_default_str();
+    app.add_option("--timeout", options.timeout, "[s] of every wait for another rank")
+        ->check(CLI::Range(0.1, 86400.0))
+        ->capture_default_str();
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the summary");
+    app.add_option("--corrupt", options.corrupt, "self-test: damage the last rank's rows before 'dispatch' or 'combine'; must fail")
+        ->check(CLI::IsMember({"dispatch", "combine"}))
+        ->group("");
+}
+
 void add_link(CLI::App &app, perf::LinkOptions &options) {
     app.footer(link_examples);
     app.option_defaults()->take_last();
@@ -199,6 +253,18 @@ void add_link(CLI::App &app, perf::LinkOptions &options) {
     app.add_option("--threads", options.threads, "threads of the parallel memcpy; 0: one a core")
         ->check(CLI::Range(0, 1024))
         ->capture_default_str();
+    app.add_option("--timeout", options.timeout, "[s] of every wait")->check(CLI::Range(0.1, 3600.0))->capture_default_str();
+    app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
+}
+
+void add_litmus(CLI::App &app, perf::LitmusOptions &options) {
+    app.footer(litmus_examples);
+    app.option_defaults()->take_last();
+    app.add_option("--gpus", options.gpus, "the GPU that writes, and the one into whose memory it does; may be the same")
+        ->delimiter(',')
+        ->take_all()
+        ->capture_default_str();
+    app.add_option("--rounds", options.rounds, "rounds of each program")->check(CLI::Range(1, 10000000))->capture_default_str();
     app.add_option("--timeout", options.timeout, "[s] of every wait")->check(CLI::Range(0.1, 3600.0))->capture_default_str();
     app.add_option("--json", options.json, "also write everything to this file; - is standard output, without the table");
 }
@@ -291,16 +357,23 @@ int main(int argc, char **argv) {
         "'moelink-perf pair --help' and so on have examples. What each figure means is below each table.\n"
         "See also: moelink-info");
     perf::PairOptions pair;
+    perf::StressOptions stress;
     perf::LinkOptions link;
+    perf::LitmusOptions litmus;
     perf::EplbPlanOptions eplb_plan;
     perf::EplbOptions eplb;
     CLI::App *pair_command = app.add_subcommand("pair", "dispatch and combine of one manager: checked, timed, in a table");
+    CLI::App *stress_command = app.add_subcommand("stress", "a great number of random pairs, every value checked on the device");
     CLI::App *link_command = app.add_subcommand("link", "the machine's own limits: copies, links, flags; no MoELink involved");
+    CLI::App *litmus_command =
+        app.add_subcommand("litmus", "small programs on two GPUs: which orders of memory accesses come about; no MoELink involved");
     CLI::App *eplb_plan_command = app.add_subcommand("eplb-plan", "expert placement planned from loads in a file: balance, copies, time");
     CLI::App *eplb_command = app.add_subcommand("eplb", "traffic that changes: experts planned and moved, every byte checked, timed");
     CLI::App *rank_command = app.add_subcommand("rank", "")->group("");
     add_pair(*pair_command, pair);
+    add_stress(*stress_command, stress);
     add_link(*link_command, link);
+    add_litmus(*litmus_command, litmus);
     add_eplb_plan(*eplb_plan_command, eplb_plan);
     add_eplb(*eplb_command, eplb);
     try {
@@ -322,6 +395,12 @@ int main(int argc, char **argv) {
         }
         if (eplb_command->parsed()) {
             return perf::run_eplb(eplb, command);
+        }
+        if (stress_command->parsed()) {
+            return perf::run_stress(stress, command);
+        }
+        if (litmus_command->parsed()) {
+            return perf::run_litmus(litmus, command);
         }
         return link_command->parsed() ? perf::run_link(link, command) : perf::run_pair(pair, command);
     } catch (const std::exception &error) {

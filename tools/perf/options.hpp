@@ -9,7 +9,7 @@
 
 namespace perf {
 
-// Of every command that starts ranks.
+// What pair and eplb have in common.
 struct RunOptions {
     std::string device = "auto";
     int ranks = 0;  // 0: one per GPU, on the host 2
@@ -19,8 +19,6 @@ struct RunOptions {
     double timeout = 30;
     std::string json;
 };
-
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RunOptions, device, ranks, threads, check, seed, timeout, json)
 
 struct PairOptions : RunOptions {
     std::string manager = "one-sided";
@@ -77,11 +75,35 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EplbOptions, device, ranks, threads, check, s
                                    changes, back_end, staging, expert_bytes, from_scratch, checksum, repeat, manager, tokens, topk,
                                    hidden, dtype, policy, iterations, warmup, corrupt)
 
+struct StressOptions {
+    std::string device = "auto";
+    int ranks = 0;  // 0: one per GPU, on the host 2
+    bool threads = false;
+    int64_t pairs = 0;  // 0: until the seconds are over
+    double seconds = 60;
+    int tokens = 640;
+    uint64_t seed = 1;
+    double delay_us = 20;
+    double timeout = 30;
+    std::string provider = "auto";
+    std::string json;
+    std::string corrupt;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StressOptions, device, ranks, threads, pairs, seconds, tokens, seed, delay_us, timeout, provider, json,
+                                   corrupt)
+
 struct LinkOptions {
     std::string device = "auto";
     std::vector<int> gpus = {0, 1};
     double megabytes = 256;
     int threads = 0;  // 0: all cores
+    double timeout = 30;
+    std::string json;
+};
+
+struct LitmusOptions {
+    std::vector<int> gpus = {0, 1};
+    uint32_t rounds = 100000;
     double timeout = 30;
     std::string json;
 };

@@ -37,7 +37,7 @@ void check_options(const PairOptions &options) {
 }  // namespace
 
 int run_pair(PairOptions options, const std::string &command) {
-    resolve(options);
+    resolve_device(options.device, options.ranks);
     options.graph = options.graph || (options.sweep && options.device == "cuda");
     options.check = options.check || !options.corrupt.empty();
     check_options(options);
@@ -84,7 +84,8 @@ int run_pair(PairOptions options, const std::string &command) {
         }
     }
     const auto listener = [&](int rank, const nlohmann::json &message) { report.take(rank, message); };
-    return report.finish(run_ranks({"pair", options, options}, listener));
+    const Task task = {"pair", options.device, options.ranks, options.timeout, options};
+    return report.finish(options.threads ? run_threads(task, listener) : run_processes(task, listener));
 }
 
 }  // namespace perf

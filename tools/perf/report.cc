@@ -5,15 +5,12 @@
 #include <stdexcept>
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <moelink/moelink.h>
 
 namespace perf {
 
 namespace {
-
-constexpr auto rare = std::chrono::seconds(10);  // between lines of progress where there is no terminal
 
 using nlohmann::json;
 
@@ -76,9 +73,7 @@ void write_json(const std::string &path, const nlohmann::json &document) {
 Report::Report(const RunOptions &run, Table table, const std::string &command)
     : run_(run),
       table_(std::move(table)),
-      document_(document_head(command)),
-      terminal_(::isatty(STDERR_FILENO) != 0),
-      last_progress_(std::chrono::steady_clock::now()) {
+      document_(document_head(command)) {
     document_["rows"] = nlohmann::json::array();
 }
 
@@ -89,11 +84,11 @@ void Report::note(const std::string &text) {
 void Report::take(int rank, const nlohmann::json &message) {
     if (message.contains("at")) {
         if (rank == 0) {
-            show_progress(message["at"]);
+            progress_.show(message["at"]);
         }
         return;
     }
-    clear_progress();
+    progress_.clear();
     if (message.contains("row")) {
         json row = message["row"];
         wrong_ = wrong_ || row["checked"] == "WRONG";
@@ -162,27 +157,8 @@ void Report::print_row(const nlohmann::json &row) {
     std::fflush(stdout);
 }
 
-void Report::show_progress(const std::string &text) {
-    const auto now = std::chrono::steady_clock::now();
-    if (terminal_) {
-        fmt::print(stderr, "\r\033[K{}", text);
-        progress_shown_ = true;
-    } else if (now - last_progress_ > rare) {
-        fmt::print(stderr, "{}\n", text);
-        last_progress_ = now;
-    }
-    std::fflush(stderr);
-}
-
-void Report::clear_progress() {
-    if (progress_shown_) {
-        fmt::print(stderr, "\r\033[K");
-        progress_shown_ = false;
-    }
-}
-
 int Report::finish(bool every_rank_ended) {
-    clear_progress();
+    progress_.clear();
     document_["notes"] = notes_;
     const bool good = every_rank_ended && !wrong_ && errors_ == 0;
     document_["ok"] = good;

@@ -1,7 +1,6 @@
 // What a person sees, and the JSON file.
 #pragma once
 
-#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
@@ -9,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "options.hpp"
+#include "progress.hpp"
 
 namespace perf {
 
@@ -44,19 +44,15 @@ public:
 private:
     void print_head();
     void print_row(const nlohmann::json &row);
-    void show_progress(const std::string &text);
-    void clear_progress();
 
     const RunOptions &run_;
     Table table_;
     nlohmann::json document_;
     std::vector<std::string> notes_;
-    bool terminal_;
     bool head_printed_ = false;
-    bool progress_shown_ = false;
+    Progress progress_;
     bool wrong_ = false;
     int errors_ = 0;
-    std::chrono::steady_clock::time_point last_progress_;
 };
 
 // Four significant digits as far as that goes.

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "rank.hpp"
+
 namespace perf {
 
 void must(moelink_status status, const char *call) {
@@ -75,32 +77,6 @@ Session::~Session() {
     } catch (const std::exception &) {
         // The device's error was reported where it first came up.
     }
-}
-
-void Session::introduce(Channel &channel) const {
-    struct Name {
-        char text[128];
-    };
-    Name mine{};
-    const std::string described = device().describe();
-    std::memcpy(mine.text, described.data(), std::min(described.size(), sizeof mine.text - 1));
-    const auto names = gather(mine);
-    if (rank_ != 0) {
-        return;
-    }
-    nlohmann::json devices = nlohmann::json::array();
-    for (const Name &name : names) {
-        devices.push_back(name.text);
-    }
-    channel.send({{"setting", {{"devices", devices}, {"device", on_cuda_ ? "cuda" : "host"}}}});
-    if (!start_note_.empty()) {
-        channel.send({{"note", start_note_}});
-    }
-}
-
-void Session::finish(Channel &channel, uint64_t wrong) const {
-    must(moelink_group_finalize(group()), "moelink_group_finalize");
-    channel.send({{"done", wrong}});
 }
 
 void Session::align() const {

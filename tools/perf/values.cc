@@ -21,14 +21,6 @@ Dtype dtype_of(const std::string &name) {
 
 namespace {
 
-// 32 bits for a column of a row; cheap enough to recompute every row of every rank.
-inline uint32_t column_bits(uint32_t low, uint32_t high, uint32_t column) {
-    uint32_t x = low + column * 0x9e3779b9u;
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x = ((x ^ high) ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
-}
-
 // Sign from the top bit, one of four exponents from the next two, mantissa from the low bits.
 template <class Word>
 void fill(uint64_t key, int hidden, int mantissa_bits, uint32_t low_exponent, int sign_shift, Word *out) {

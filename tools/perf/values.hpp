@@ -7,17 +7,32 @@
 
 #include <moelink/base.h>
 
+// Functions that host and kernels share.
+#if defined(__CUDACC__)
+#define PERF_BOTH __host__ __device__
+#else
+#define PERF_BOTH
+#endif
+
 namespace perf {
 
 // 64 well-mixed bits from a counter (the finaliser of splitmix64, Steele, Lea and Flood 2014).
-inline uint64_t mix(uint64_t x) {
+PERF_BOTH inline uint64_t mix(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
 }
-inline uint64_t mix(uint64_t a, uint64_t b) {
+PERF_BOTH inline uint64_t mix(uint64_t a, uint64_t b) {
     return mix(mix(a) ^ b);
+}
+
+// 32 bits for a column of a row whose key has these halves; cheap enough to recompute every row of every rank.
+PERF_BOTH inline uint32_t column_bits(uint32_t low, uint32_t high, uint32_t column) {
+    uint32_t x = low + column * 0x9e3779b9u;
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = ((x ^ high) ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
 }
 
 // A stream of uniform numbers in (0, 1).
@@ -95,7 +110,7 @@ inline int first_expert(int rank, int experts, int ranks) {
     const int extra = experts % ranks;
     return rank * (experts / ranks) + (rank < extra ? rank : extra);
 }
-inline int owner_of(int expert, int experts, int ranks) {
+PERF_BOTH inline int owner_of(int expert, int experts, int ranks) {
     const int base = experts / ranks;
     const int extra = experts % ranks;
     const int long_ones = extra * (base + 1);

@@ -4,13 +4,11 @@
 #include <algorithm>
 #include <chrono>
 
-#include "options.hpp"
-
 namespace perf {
 
 class Watch {
 public:
-    explicit Watch(const RunOptions &options) : limit_(std::max(300.0, 4 * options.timeout)) { seen(); }
+    explicit Watch(double timeout_s) : limit_(std::max(300.0, 4 * timeout_s)) { seen(); }
     void seen() { last_ = std::chrono::steady_clock::now(); }
     bool expired() const { return std::chrono::steady_clock::now() - last_ > limit_; }
     double limit_s() const { return limit_.count(); }
