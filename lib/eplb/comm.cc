@@ -26,7 +26,8 @@ void Comm::ensure(const moelink_eplb_comm_params *given) {
     require(Queue::may_hold, "ensure");
     if (want.flags != params_.flags || want.staging_experts != params_.staging_experts || want.chunk_bytes != params_.chunk_bytes ||
         want.nccl_comm != params_.nccl_comm || want.timeout_ns != params_.timeout_ns) {
-        fail(MOELINK_ERR_INVALID_STATE, "the communicator was initialised with other params (flags {:#x}, staging_experts {}, chunk_bytes {}, timeout_ns {}); use reinit",
+        fail(MOELINK_ERR_INVALID_STATE,
+             "the communicator was initialised with other params (flags {:#x}, staging_experts {}, chunk_bytes {}, timeout_ns {}); use reinit",
              params_.flags, params_.staging_experts, params_.chunk_bytes, params_.timeout_ns);
     }
 }

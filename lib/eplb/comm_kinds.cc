@@ -15,7 +15,8 @@ const CommKind *const kinds[] = {&comm_read_kind, &comm_nccl_own_kind, &comm_sta
 
 // "a b c" holds "b".
 bool lists(const char *names, const std::string &name) {
-    return !name.empty() && name.find(' ') == std::string::npos && (std::string(" ") + names + " ").find(" " + name + " ") != std::string::npos;
+    if (name.empty() || name.find(' ') != std::string::npos) return false;
+    return (std::string(" ") + names + " ").find(" " + name + " ") != std::string::npos;
 }
 
 int32_t kind_of(const std::string &name) {
@@ -41,8 +42,8 @@ const CommKind *find_comm_kind(int32_t kind) {
 int32_t choose_comm_kind(uint32_t usable, int32_t device, bool one_host, const moelink_eplb_comm_params &params, std::string *why) {
     auto can = [&](int32_t kind) { return (usable >> kind & 1) != 0; };
     if (can(MOELINK_EPLB_COMM_READ) && (one_host || device == MOELINK_DEVICE_HOST)) {
-        *why = one_host ? "all ranks are on one host, so peers' live rows can be read" : "of the kinds for the host device it reads live rows "
-                                                                                     "where it can, and stages the others";
+        *why = one_host ? "all ranks are on one host, so peers' live rows can be read"
+                        : "of the kinds for the host device it reads live rows where it can, and stages the others";
         return MOELINK_EPLB_COMM_READ;
     }
     if (can(MOELINK_EPLB_COMM_NCCL) && (params.flags & MOELINK_EPLB_COMM_F_ASYNC) == 0) {

@@ -98,11 +98,12 @@ void agree_on_layer(Group &group, Layer &layer, const Deadline &deadline) {
     layer.slots = 0;
     for (size_t rank = 0; rank < shapes.size(); ++rank) {
         if (shapes[rank].layer != shapes[0].layer) {
-            throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("rank 0 registers layer {} and rank {} layer {}", shapes[0].layer, rank, shapes[rank].layer));
+            throw Refusal(MOELINK_ERR_MISMATCH,
+                          fmt::format("rank 0 registers layer {} and rank {} layer {}", shapes[0].layer, rank, shapes[rank].layer));
         }
         if (shapes[rank].count != shapes[0].count) {
-            throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("layer {} has {} tensors on rank 0 and {} on rank {}", shapes[0].layer, shapes[0].count,
-                                                            shapes[rank].count, rank));
+            throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("layer {} has {} tensors on rank 0 and {} on rank {}", shapes[0].layer,
+                                                            shapes[0].count, shapes[rank].count, rank));
         }
         layer.rank_slots.push_back(shapes[rank].local_slots);
         layer.slots += shapes[rank].local_slots;
@@ -115,8 +116,8 @@ void agree_on_layer(Group &group, Layer &layer, const Deadline &deadline) {
         const TensorShape &first = all[i % tensors.size()];
         if (all[i].rows == first.rows && all[i].row_bytes == first.row_bytes) continue;
         throw Refusal(MOELINK_ERR_MISMATCH,
-                      fmt::format("tensor {} of layer {} has {} rows of {} bytes an expert on rank 0 and {} of {} on rank {}", i % tensors.size(),
-                                  layer.number, first.rows, first.row_bytes, all[i].rows, all[i].row_bytes, i / tensors.size()));
+                      fmt::format("tensor {} of layer {} has {} rows of {} bytes an expert on rank 0 and {} of {} on rank {}",
+                                  i % tensors.size(), layer.number, first.rows, first.row_bytes, all[i].rows, all[i].row_bytes, i / tensors.size()));
     }
 }
 

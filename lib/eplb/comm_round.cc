@@ -292,7 +292,8 @@ void Exchange::match(int from, Peer &peer, const uint8_t *body, uint64_t bytes) 
         fail(MOELINK_ERR_MISMATCH, "rank {} moves layer {} and rank {} layer {}", me, round_.layer->number, from, head.layer);
     }
     if (context_ != 0 && head.context != context_) {
-        fail(MOELINK_ERR_MISMATCH, "layer {}: old_indices or the layer's shape are not the same on rank {} and rank {}", head.layer, me, from);
+        fail(MOELINK_ERR_MISMATCH, "layer {}: old_indices or the layer's shape are not the same on rank {} and rank {}", head.layer, me,
+             from);
     }
     const uint8_t *at = body + sizeof head;
     auto next = [&](auto value) {
@@ -348,12 +349,13 @@ void Exchange::land() {
         --peer.missing;
         --missing_;
         settle_waits(receive.peer, peer);
-        log(MOELINK_LOG_DEBUG, "round {}: rank {} has expert {} of rank {}", round_.generation, place_.group.rank(), receive.expert, receive.peer);
+        log(MOELINK_LOG_DEBUG, "round {}: rank {} has expert {} of rank {}", round_.generation, place_.group.rank(), receive.expert,
+            receive.peer);
         if (!checked_) continue;
         ++memory_.checked_experts;
         if (code_of(place_.device, receive.rows, memory_.room, round_.stream) != receive.code) {
-            fail(MOELINK_ERR_INTERNAL, "layer {}: expert {} of rank {} arrived with another code than it was sent with", round_.layer->number,
-                 receive.expert, receive.peer);
+            fail(MOELINK_ERR_INTERNAL, "layer {}: expert {} of rank {} arrived with another code than it was sent with",
+                 round_.layer->number, receive.expert, receive.peer);
         }
     }
 }

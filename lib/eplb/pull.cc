@@ -67,8 +67,8 @@ void Pull::on_message(int from, const MessageHead &head, const Payload &payload)
         const Transfer &send = sent(from, head.item);
         const uint64_t bytes = total_bytes(send.rows);
         if (head.bytes == 0 || head.bytes > chunk_bytes_ || head.offset > bytes || head.bytes > bytes - head.offset) {
-            fail(MOELINK_ERR_PROTOCOL, "rank {} asks for {} bytes at {} of expert {}, which has {}", from, head.bytes, head.offset, send.expert,
-                 bytes);
+            fail(MOELINK_ERR_PROTOCOL, "rank {} asks for {} bytes at {} of expert {}, which has {}", from, head.bytes, head.offset,
+                 send.expert, bytes);
         }
         requests_.push_back(Request{from, head});
     } else if (head.kind == kind_chunk) {
