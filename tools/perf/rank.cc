@@ -80,7 +80,11 @@ private:
     // The same tokens through all-gather and reduce-scatter.
     void run_baseline(nlohmann::json &row) {
         announce("the baseline");
-        Job job(session_, world_, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
+        World world = world_;
+        if (world.send.inside) {
+            world.send = send_of("fp8");  // NCCL quantizes nothing
+        }
+        Job job(session_, world, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
         job.decoy();
         const Measured measured = measure_baseline(job);
         judge(measured.chain, "in the outputs of the baseline's timing run");
@@ -123,7 +127,7 @@ private:
         if (corrupts && corrupt == "dispatch") {
             job.corrupt_received();
         }
-        judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()), "in a dispatch " + where);
+        judge(check_dispatch(world_, session_.rank(), job.gathers_all(), {}, job.received()), "in a dispatch " + where);
         issue(as_graph, [&] {
             job.run_experts();
             job.combine_experts(job.output(0));
@@ -160,13 +164,16 @@ private:
             dispatch_rows = std::max({dispatch_rows, job.gathers_all() ? std::max(gathered, own) : std::max(in, out)});
             combine_rows = std::max({combine_rows, job.own_rounding() ? std::max(gathered, own) : std::max(in, out)});
         }
-        const double row_bytes = static_cast<double>(world_.hidden) * world_.dtype.bytes;
-        const double bytes = static_cast<double>(dispatch_rows + combine_rows) * row_bytes;
+        const auto sent = static_cast<double>(sent_bytes(world_.send, world_.dtype, world_.hidden));
+        const double combined = static_cast<double>(world_.hidden) * world_.dtype.bytes;
+        const double bytes = static_cast<double>(dispatch_rows) * sent + static_cast<double>(combine_rows) * combined;
         nlohmann::json row = {
             {"tokens", world_.most_tokens()},
             {"routing", routing_.name},
             {"sm_budget", sm_budget_},
             {"rows_crossed", dispatch_rows},
+            {"dispatch_row_bytes", sent},
+            {"combine_row_bytes", combined},
             {"bytes_crossed", bytes},
             {"dispatch_us_p50", measured.dispatch.p50},
             {"dispatch_us_p99", measured.dispatch.p99},

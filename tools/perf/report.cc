@@ -210,8 +210,9 @@ void Report::print_head() {
     }
     fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), options_.ranks,
                options_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
-    fmt::print("{}, hidden {} {}, top-{} of {} experts, {}\n\n", options_.manager, options_.hidden, options_.dtype, options_.topk,
-               options_.experts, options_.graph ? "graph replay" : "eager calls");
+    const std::string sent = options_.send == "rows" ? "" : " sent as " + options_.send;
+    fmt::print("{}, hidden {} {}{}, top-{} of {} experts, {}\n\n", options_.manager, options_.hidden, options_.dtype, sent,
+               options_.topk, options_.experts, options_.graph ? "graph replay" : "eager calls");
     std::string heads;
     std::string units;
     for (const Column &column : columns) {
