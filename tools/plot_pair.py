@@ -3,6 +3,7 @@
 OURS, LIVE, LIMIT = "#2b6cb0", "#c05621", "#8a8f98"
 PEERS = ("#6b8e23", "#8e5ea2", "#b8860b", "#2f8f83", "#a0522d", "#708090", "#c71585", "#556b2f", "#4682b4", "#cd5c5c", "#20603d", "#7f7f00")
 SAME_RATE = 0.9
+OPERATIONS = (("dispatch", OURS, "o"), ("combine", LIVE, "s"))
 
 
 def budget_of(row):
@@ -10,11 +11,11 @@ def budget_of(row):
 
 
 def holds_pairs(document):
-    return document.get("program") == "moelink-perf" and len({row.get("tokens") for row in document.get("rows", [])}) > 1
+    return document.get("program") == "moelink-perf" and "settings" in document and len({row.get("tokens") for row in document.get("rows", [])}) > 1
 
 
 def holds_budgets(document):
-    return document.get("program") == "moelink-perf" and len({budget_of(row) for row in document.get("rows", [])}) > 2
+    return document.get("program") == "moelink-perf" and "settings" in document and len({budget_of(row) for row in document.get("rows", [])}) > 2
 
 
 def describe(document):
@@ -24,7 +25,8 @@ def describe(document):
     calls = "graph replay" if all(row["graph"] for row in document["rows"]) else "eager calls"
     sent = settings.get("send", "rows")
     sent = "" if sent == "rows" else f" sent as {sent}"
-    return (f"hidden {settings['hidden']} {settings['dtype']}{sent}, top-{settings['topk']} of {settings['experts']} experts\n"
+    part = f", one link of {settings['slice_of']} ranks" if settings.get("slice_of") else ""
+    return (f"hidden {settings['hidden']} {settings['dtype']}{sent}, top-{settings['topk']} of {settings['experts']} experts{part}\n"
             f"{len(devices)} ranks on {kind}, {document['date'][:10]}, {calls}")
 
 
@@ -108,28 +110,54 @@ def plot_pairs(pyplot, document):
     return figure
 
 
+def draw_budget_times(axes, limited, free):
+    budgets = [budget_of(row) for row in limited]
+    for name, color, marker in OPERATIONS:
+        axes.plot(budgets, [row[f"{name}_us_p50"] for row in limited], color=color, marker=marker, label=name)
+        if free is not None:
+            most = free.get(f"{name}_blocks")
+            used = f", {most} SMs" if most else ""
+            axes.axhline(free[f"{name}_us_p50"], color=color, linestyle=":", label=f"{name} without a budget{used}")
+    if free is not None:
+        axes.axhline(free["dispatch_us_p50"] / SAME_RATE, color=LIMIT, linestyle="--",
+                     label=f"dispatch at {SAME_RATE:.0%} of its rate without a budget")
+    dress(axes, budgets, "multiprocessors that a kernel may use", log_times=False)
+    axes.set_ylabel("from idle [us], p50, slowest rank")
+    axes.legend(fontsize="x-small", frameon=False)
+
+
+def draw_budget_rates(axes, limited, free, push_gbps):
+    """An operation moves half of the bytes that a pair moves."""
+    def share(row, name):
+        return row["bytes_crossed"] / 2 / row[f"{name}_us_p50"] * 1e-3 / push_gbps
+
+    budgets = [budget_of(row) for row in limited]
+    for name, color, marker in OPERATIONS:
+        axes.plot(budgets, [share(row, name) for row in limited], color=color, marker=marker, label=name)
+        if free is not None:
+            axes.axhline(share(free, name), color=color, linestyle=":", label=f"{name} without a budget")
+    axes.axhline(1, color=LIMIT, linestyle="--", label=f"push rate of this run, {push_gbps:.0f} GB/s")
+    dress(axes, budgets, "multiprocessors that a kernel may use", log_times=False)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_ylabel("rows that cross: share of the push rate")
+    axes.legend(fontsize="x-small", frameon=False, loc="lower right")
+
+
 def plot_budgets(pyplot, document):
-    """Dispatch and combine from idle over the number of multiprocessors that they may use, for each batch size."""
+    """Dispatch and combine from idle over the number of multiprocessors that they may use, for each batch size; below, where the run
+    measured the link, what share of it that is."""
     sizes = sorted({row["tokens"] for row in document["rows"]})
-    figure, panels = pyplot.subplots(1, len(sizes), figsize=(5.5 * len(sizes) + 1.5, 5), squeeze=False)
-    for axes, tokens in zip(panels[0], sizes):
+    push_gbps = document.get("push_gbps", 0)
+    lines = 2 if push_gbps else 1
+    figure, panels = pyplot.subplots(lines, len(sizes), figsize=(5.5 * len(sizes) + 1.5, 4.5 * lines + 0.5), squeeze=False)
+    for column, tokens in enumerate(sizes):
         rows = [row for row in document["rows"] if row["tokens"] == tokens and row["routing"] == document["rows"][0]["routing"]]
         limited = sorted((row for row in rows if budget_of(row) > 0), key=budget_of)
-        budgets = [budget_of(row) for row in limited]
         free = next((row for row in rows if budget_of(row) == 0), None)
-        for name, color, marker in (("dispatch", OURS, "o"), ("combine", LIVE, "s")):
-            axes.plot(budgets, [row[f"{name}_us_p50"] for row in limited], color=color, marker=marker, label=name)
-            if free is not None:
-                most = free.get(f"{name}_blocks")
-                used = f", {most} SMs" if most else ""
-                axes.axhline(free[f"{name}_us_p50"], color=color, linestyle=":", label=f"{name} without a budget{used}")
-        if free is not None:
-            axes.axhline(free["dispatch_us_p50"] / SAME_RATE, color=LIMIT, linestyle="--",
-                         label=f"dispatch at {SAME_RATE:.0%} of its rate without a budget")
-        dress(axes, budgets, "multiprocessors that a kernel may use", log_times=False)
-        axes.set_title(f"{tokens} tokens on each rank", fontsize="medium")
-        axes.set_ylabel("from idle [us], p50, slowest rank")
-        axes.legend(fontsize="x-small", frameon=False)
+        panels[0][column].set_title(f"{tokens} tokens on each rank", fontsize="medium")
+        draw_budget_times(panels[0][column], limited, free)
+        if push_gbps:
+            draw_budget_rates(panels[1][column], limited, free, push_gbps)
     figure.suptitle(describe(document), fontsize="medium")
     figure.tight_layout()
     return figure

@@ -11,5 +11,8 @@
 #include <moelink/memory.h>
 #include <moelink/moe.h>
 #include <moelink/eplb.h>
+#include <moelink/eplb_comm.h>
+#include <moelink/eplb_transfer.h>
+#include <moelink/eplb_rearrange.h>
 
 #endif

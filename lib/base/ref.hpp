@@ -13,6 +13,13 @@ public:
     Referenced &operator=(const Referenced &) = delete;
 
     void retain() noexcept { count_.fetch_add(1, std::memory_order_relaxed); }
+    // For tables of objects that are not kept alive by them: false when the object is on its way out.
+    bool retain_if_alive() noexcept {
+        int count = count_.load(std::memory_order_relaxed);
+        while (count > 0 && !count_.compare_exchange_weak(count, count + 1, std::memory_order_relaxed)) {
+        }
+        return count > 0;
+    }
     void release() noexcept {
         if (count_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
     }

@@ -57,6 +57,13 @@
     X(copy_to_device_async, cuMemcpyHtoDAsync)                        \
     X(copy_to_host, cuMemcpyDtoH)                                     \
     X(copy_to_host_async, cuMemcpyDtoHAsync)                          \
+    X(copy_async, cuMemcpyAsync)                                      \
+    X(copy_2d_async, cuMemcpy2DAsync)                                 \
+    X(event_create, cuEventCreate)                                    \
+    X(event_destroy, cuEventDestroy)                                  \
+    X(event_record, cuEventRecord)                                    \
+    X(event_query, cuEventQuery)                                      \
+    X(mem_address_range, cuMemGetAddressRange)                        \
     X(ipc_handle, cuIpcGetMemHandle)                                  \
     X(ipc_open, cuIpcOpenMemHandle)                                   \
     X(ipc_close, cuIpcCloseMemHandle)

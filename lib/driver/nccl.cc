@@ -2,6 +2,7 @@
 
 #include "driver/library.hpp"
 
+#include <atomic>
 #include <cstdlib>
 #include <optional>
 
@@ -26,6 +27,8 @@ Nccl load() {
     library.find(table.comm_destroy, "ncclCommDestroy");
     library.find(table.comm_abort, "ncclCommAbort");
     library.find(table.comm_async_error, "ncclCommGetAsyncError");
+    library.find(table.comm_count, "ncclCommCount");
+    library.find(table.comm_user_rank, "ncclCommUserRank");
     library.find(table.all_gather, "ncclAllGather");
     library.find(table.reduce_scatter, "ncclReduceScatter");
     library.find(table.broadcast, "ncclBroadcast");
@@ -38,6 +41,8 @@ Nccl load() {
     library.find(table.last_error, "ncclGetLastError");
     return table;
 }
+
+std::atomic<bool> host_memory{false};
 
 struct Loaded {
     std::optional<Nccl> table;
@@ -59,6 +64,10 @@ const Nccl &nccl() {
     if (!value->table) fail(MOELINK_ERR_NO_DRIVER, "{}", value->why);
     return *value->table;
 }
+
+void let_nccl_take_host_memory(bool on) noexcept { host_memory = on; }
+
+bool nccl_takes_host_memory() noexcept { return host_memory; }
 
 std::string nccl_version() {
     int code = 0;

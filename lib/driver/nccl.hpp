@@ -57,6 +57,8 @@ struct Nccl {
     NcclResult (*comm_destroy)(NcclComm) = nullptr;
     NcclResult (*comm_abort)(NcclComm) = nullptr;
     NcclResult (*comm_async_error)(NcclComm, NcclResult *) = nullptr;
+    NcclResult (*comm_count)(NcclComm, int *) = nullptr;
+    NcclResult (*comm_user_rank)(NcclComm, int *) = nullptr;
     NcclResult (*all_gather)(const void *, void *, size_t, int type, NcclComm, moelink_stream) = nullptr;
     NcclResult (*reduce_scatter)(const void *, void *, size_t, int type, int operation, NcclComm, moelink_stream) = nullptr;
     NcclResult (*broadcast)(const void *, void *, size_t, int type, int root, NcclComm, moelink_stream) = nullptr;
@@ -72,6 +74,10 @@ struct Nccl {
 
 // Throws Error NO_DRIVER with the loader's text. Any thread.
 const Nccl &nccl();
+
+// For unit tests with an NCCL that moves host memory: groups on the host may use NCCL too. False at first.
+void let_nccl_take_host_memory(bool on) noexcept;
+bool nccl_takes_host_memory() noexcept;
 
 // "2.28.9"
 std::string nccl_version();

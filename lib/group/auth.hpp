@@ -22,6 +22,7 @@ using Code = std::array<uint8_t, 16>;     // authenticates one part of a frame
 enum Purpose : uint32_t {
     purpose_rendezvous = 1,
     purpose_tree = 2,
+    purpose_peer = 3,  // messages from one rank to another
 };
 
 struct Hello {

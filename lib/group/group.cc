@@ -51,13 +51,13 @@ void Group::check_open() const {
     if (state_->finalized) fail(MOELINK_ERR_INVALID_STATE, "rank {}: the group was finalized; it can only be destroyed", rank());
 }
 
-void Group::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) {
+void Group::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) {
     check_open();
     if (bytes > std::numeric_limits<uint64_t>::max() / 2 / static_cast<uint64_t>(size())) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "allgather of {} bytes from each of {} ranks is more than there can be", bytes,
              size());
     }
-    transport_->allgather(mine, all, bytes, deadline);
+    transport_->allgather(mine, all, bytes, deadline, attendant);
 }
 
 void Group::broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline) {
@@ -69,6 +69,16 @@ void Group::broadcast(void *data, uint64_t bytes, int root, const Deadline &dead
 }
 
 void Group::barrier(const Deadline &deadline) { allgather(nullptr, nullptr, 0, deadline); }
+
+void Group::send(int to, Payload payload, const Deadline &deadline) {
+    check_open();
+    transport_->send(to, std::move(payload), deadline);
+}
+
+bool Group::attend(Attendant &attendant, const std::function<bool()> &done, const Deadline &deadline) {
+    check_open();
+    return transport_->attend(attendant, done, deadline);
+}
 
 std::vector<std::string> Group::allgather_text(const std::string &mine, const Deadline &deadline) {
     std::vector<std::string> texts;

@@ -4,10 +4,12 @@
 #include "base/deadline.hpp"
 #include "base/error.hpp"
 #include "base/ref.hpp"
+#include "group/message.hpp"
 
 #include <moelink/group.h>
 
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -21,9 +23,15 @@ namespace moelink {
 class Transport {
 public:
     virtual ~Transport() = default;
-    virtual void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) = 0;
+    // The attendant (may be NULL) is served while this rank waits for the others.
+    virtual void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) = 0;
     virtual void broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline) = 0;
     virtual void finalize(const Deadline &deadline) = 0;
+    // Queues a message and returns; connects on first use, by the deadline. Messages from one rank to another keep their order.
+    // What does not arrive ends the group.
+    virtual void send(int to, Payload payload, const Deadline &deadline) = 0;
+    // Serves the attendant until it says that it is done; false when the deadline passes first. Throws the group's fault.
+    virtual bool attend(Attendant &attendant, const std::function<bool()> &done, const Deadline &deadline) = 0;
     virtual void abort() noexcept = 0;
     // The first error that ended the group (OK while it is well); never blocks, any thread.
     virtual moelink_status fault(std::string *text) const noexcept = 0;
@@ -56,15 +64,18 @@ public:
     const std::string &socket_dir() const { return place_.socket_dir; }
     Deadline deadline() const { return Deadline::after_ns(place_.timeout_ns); }
 
-    void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline);
+    void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant = nullptr);
     void broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline);
     void barrier(const Deadline &deadline);
+    // As in Transport.
+    void send(int to, Payload payload, const Deadline &deadline);
+    bool attend(Attendant &attendant, const std::function<bool()> &done, const Deadline &deadline);
 
     template <class T>
-    std::vector<T> allgather(const T &mine, const Deadline &deadline) {
+    std::vector<T> allgather(const T &mine, const Deadline &deadline, Attendant *attendant = nullptr) {
         static_assert(std::is_trivially_copyable_v<T>);
         std::vector<T> all(static_cast<size_t>(size()));
-        allgather(&mine, all.data(), sizeof(T), deadline);
+        allgather(&mine, all.data(), sizeof(T), deadline, attendant);
         return all;
     }
 

@@ -43,12 +43,12 @@ void Link::start(Owner *owner) {
     read();
 }
 
-void Link::send(uint32_t type, SharedBytes payload) {
+void Link::send(uint32_t type, Payload payload) {
     if (!socket_.is_open() || finishing_) return;
     Outgoing out;
-    out.head.head = {type, 0, payload ? payload->size() : 0};
+    out.head.head = {type, 0, payload.bytes};
     out.head.code = out_key_.next(&out.head.head, sizeof out.head.head);
-    if (out.head.head.bytes != 0) out.code = out_key_.next(payload->data(), payload->size());
+    if (out.head.head.bytes != 0) out.code = out_key_.next(payload.data, payload.bytes);
     out.payload = std::move(payload);
     queue_.push_back(std::move(out));
     if (writing_ == 0) write();
@@ -61,7 +61,7 @@ void Link::write() {
         const Outgoing &out = queue_[i];
         pieces.push_back(asio::buffer(&out.head, sizeof out.head));
         if (out.head.head.bytes == 0) continue;
-        pieces.push_back(asio::buffer(*out.payload));
+        pieces.push_back(asio::buffer(out.payload.data, out.payload.bytes));
         pieces.push_back(asio::buffer(out.code));
     }
     asio::async_write(socket_, pieces, [self = shared_from_this()](const asio::error_code &error, size_t) {
@@ -162,6 +162,7 @@ bool Link::accept_head() {
     }
     head_ = sealed.head;
     try {
+        if (head_.bytes > in_.size()) payload_ = owner_->spare();
         payload_.resize(head_.bytes);
     } catch (const std::exception &) {
         lost(MOELINK_ERR_OUT_OF_MEMORY, fmt::format("no memory for a frame of {} bytes", head_.bytes));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "group/auth.hpp"
+#include "group/message.hpp"
 
 #include <moelink/base.h>
 
@@ -16,9 +17,6 @@
 
 namespace moelink {
 
-using Bytes = std::vector<uint8_t>;
-using SharedBytes = std::shared_ptr<const Bytes>;
-
 class Link : public std::enable_shared_from_this<Link> {
 public:
     class Owner {
@@ -26,6 +24,8 @@ public:
         virtual void on_frame(Link &link, uint32_t type, Bytes payload) = 0;
         // The connection is gone: PEER_EXITED (closed by the other end), PEER_UNREACHABLE, PROTOCOL or OUT_OF_MEMORY.
         virtual void on_lost(Link &link, moelink_status status, const std::string &text) = 0;
+        // A buffer, of any size, for the payload of a large frame.
+        virtual Bytes spare() { return {}; }
 
     protected:
         ~Owner() = default;
@@ -38,7 +38,7 @@ public:
 
     // Frames are read from here on.
     void start(Owner *owner);
-    void send(uint32_t type, SharedBytes payload);
+    void send(uint32_t type, Payload payload);
     // Drops the owner, sends what is queued, closes, then calls closed (once).
     void finish(std::function<void()> closed = {});
     // Closes at once; calls nobody but the closed function of finish.
@@ -57,7 +57,7 @@ private:
     static_assert(sizeof(SealedHead) == 32);
     struct Outgoing {
         SealedHead head;
-        SharedBytes payload;
+        Payload payload;
         Code code;
     };
 

@@ -20,6 +20,7 @@ enum FrameType : uint32_t {
     frame_give_up = 2,
     frame_decision = 3,
     frame_fault = 4,
+    frame_message = 5,
 };
 
 struct GiveUp {
@@ -64,7 +65,7 @@ std::unique_ptr<Transport> SocketTransport::open(Plan plan, const Deadline &dead
 SocketTransport::SocketTransport(Plan plan) : plan_(std::move(plan)), round_(static_cast<int>(plan_.endpoints.size())) {
     plan_.hub->run([this] {
         plan_.hub->expect(plan_.session,
-                          [this](std::shared_ptr<Link> link, const Hello &hello) { attach_child(std::move(link), hello); });
+                          [this](std::shared_ptr<Link> link, const Hello &hello) { attach(std::move(link), hello); });
     });
 }
 
@@ -76,21 +77,24 @@ int SocketTransport::parent() const { return (plan_.rank - 1) / branches; }
 
 bool SocketTransport::is_child(int rank) const { return rank > 0 && rank < size() && (rank - 1) / branches == plan_.rank; }
 
-void SocketTransport::connect(const Deadline &deadline) {
-    if (plan_.rank == 0) return;
-    DialTarget target{fmt::format("rank {}", parent()),
-                      candidates(plan_.endpoints[static_cast<size_t>(parent())]),
+DialTarget SocketTransport::target(int rank, Purpose purpose) const {
+    return DialTarget{fmt::format("rank {}", rank),
+                      candidates(plan_.endpoints[static_cast<size_t>(rank)]),
                       plan_.secret,
-                      purpose_tree,
+                      purpose,
                       plan_.session,
                       plan_.rank,
-                      parent()};
-    auto link = plan_.hub->dial(std::move(target), deadline);
+                      rank};
+}
+
+void SocketTransport::connect(const Deadline &deadline) {
+    if (plan_.rank == 0) return;
+    auto link = plan_.hub->dial(target(parent(), purpose_tree), deadline);
     plan_.hub->run([this, link] { attach_parent(link); });
 }
 
-void SocketTransport::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) {
-    Decision result = call(op_allgather, bytes, 0, mine, bytes, deadline);
+void SocketTransport::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) {
+    Decision result = call(op_allgather, bytes, 0, mine, bytes, deadline, attendant);
     if (result.bytes() != 0) std::memcpy(all, result.data(), result.bytes());
 }
 
@@ -101,6 +105,25 @@ void SocketTransport::broadcast(void *data, uint64_t bytes, int root, const Dead
 }
 
 void SocketTransport::finalize(const Deadline &deadline) { call(op_finalize, 0, 0, nullptr, 0, deadline); }
+
+void SocketTransport::send(int to, Payload payload, const Deadline &deadline) {
+    std::unique_lock lock(mutex_);
+    if (fault_ != MOELINK_OK) throw Error(fault_, fault_text_);
+    if (to == plan_.rank) {
+        inbox_.push_back(Message{to, std::move(payload)});
+        return;
+    }
+    lock.unlock();
+    plan_.hub->post([this, to, deadline, payload = std::move(payload)]() mutable { deliver(to, std::move(payload), deadline); });
+}
+
+bool SocketTransport::attend(Attendant &attendant, const std::function<bool()> &done, const Deadline &deadline) {
+    std::unique_lock lock(mutex_);
+    auto over = [&] { return fault_ != MOELINK_OK || done(); };
+    const bool in_time = wait_attending(lock, changed_, inbox_, deadline, &attendant, over);
+    if (fault_ != MOELINK_OK) throw Error(fault_, fault_text_);
+    return in_time;
+}
 
 void SocketTransport::abort() noexcept {
     try {
@@ -136,7 +159,7 @@ std::unique_ptr<Transport> SocketTransport::split(const std::vector<int> &member
 }
 
 Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void *data, uint64_t data_bytes,
-                               const Deadline &deadline) {
+                               const Deadline &deadline, Attendant *attendant) {
     auto started = Deadline::clock::now();
     {
         std::lock_guard lock(mutex_);
@@ -149,7 +172,7 @@ Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void
 
     std::unique_lock lock(mutex_);
     auto over = [&] { return decisions_.count(seq) != 0 || fault_ != MOELINK_OK; };
-    if (!changed_.wait_until(lock, deadline.at(), over)) {
+    if (!wait_attending(lock, changed_, inbox_, deadline, attendant, over)) {
         auto waited = std::chrono::nanoseconds(Deadline::clock::now() - started).count();
         plan_.hub->post([this, seq, waited] {
             on_give_up(std::move(*make_frame(GiveUp{seq, static_cast<uint64_t>(waited), plan_.rank, 0}, nullptr, 0)));
@@ -175,7 +198,13 @@ Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void
     return decision;
 }
 
-void SocketTransport::attach_child(std::shared_ptr<Link> link, const Hello &hello) {
+void SocketTransport::attach(std::shared_ptr<Link> link, const Hello &hello) {
+    const bool is_peer = hello.purpose == purpose_peer && hello.from >= 0 && hello.from < size() && hello.from != plan_.rank;
+    if (is_peer && hello.to == plan_.rank && incoming_.count(hello.from) == 0) {
+        if (flooded_) return link->close();
+        incoming_[hello.from] = link;
+        return link->start(this);
+    }
     if (hello.purpose != purpose_tree || hello.to != plan_.rank || !is_child(hello.from) || children_.count(hello.from) != 0) {
         log(MOELINK_LOG_WARN, "rank {}: a connection from rank {} to rank {} does not belong here", plan_.rank, hello.from,
             hello.to);
@@ -194,7 +223,43 @@ void SocketTransport::attach_parent(std::shared_ptr<Link> link) {
     for (auto &[type, frame] : std::exchange(waiting_for_parent_, {})) parent_->send(type, std::move(frame));
 }
 
+void SocketTransport::deliver(int rank, Payload payload, const Deadline &deadline) {
+    if (flooded_) return;
+    auto [found, first] = outgoing_.try_emplace(rank);
+    if (found->second.gone) return;
+    if (found->second.link) return found->second.link->send(frame_message, std::move(payload));
+    found->second.waiting.push_back(std::move(payload));
+    if (!first) return;
+    dial(plan_.hub->io(), target(rank, purpose_peer), deadline, [this, rank, attached = attached_](Dialed result) {
+        if (*attached) return dialed(rank, std::move(result));
+        if (result.link) result.link->close();
+    });
+}
+
+void SocketTransport::dialed(int rank, Dialed result) {
+    if (!result.link) {
+        outgoing_.erase(rank);
+        return end(result.status, result.text, nullptr);
+    }
+    Outgoing &outgoing = outgoing_[rank];
+    outgoing.link = std::move(result.link);
+    outgoing.link->start(this);
+    for (Payload &payload : std::exchange(outgoing.waiting, {})) outgoing.link->send(frame_message, std::move(payload));
+}
+
+bool SocketTransport::is_incoming(const Link &link) const {
+    auto found = incoming_.find(link.peer());
+    return found != incoming_.end() && found->second.get() == &link;
+}
+
 void SocketTransport::on_frame(Link &link, uint32_t type, Bytes payload) {
+    if (type == frame_message && is_incoming(link)) {
+        Message message{link.peer(), pool_->lend(std::move(payload))};
+        std::lock_guard lock(mutex_);
+        inbox_.push_back(std::move(message));
+        changed_.notify_all();
+        return;
+    }
     bool from_parent = &link == parent_.get();
     if (type == frame_fault) return on_fault(payload, &link);
     if (type == frame_call && !from_parent) return on_call(std::move(payload));
@@ -244,8 +309,17 @@ void SocketTransport::on_fault(const Bytes &frame, const Link *from) {
 void SocketTransport::on_lost(Link &link, moelink_status status, const std::string &text) {
     int peer = link.peer();
     auto keep = link.shared_from_this();
+    auto sent_to = outgoing_.find(peer);
     if (&link == parent_.get()) {
         parent_.reset();
+    } else if (is_incoming(link) || (sent_to != outgoing_.end() && sent_to->second.link.get() == &link)) {
+        // A peer that leaves in good order may be heard of here before what rank 0 has decided: the tree tells when it is lost.
+        if (is_incoming(link)) {
+            incoming_.erase(peer);
+        } else {
+            sent_to->second = Outgoing{nullptr, {}, true};
+        }
+        if (status == MOELINK_ERR_PEER_EXITED) return;
     } else {
         children_.erase(peer);
     }
@@ -288,6 +362,13 @@ void SocketTransport::detach() {
     if (parent_) plan_.hub->finish(std::exchange(parent_, nullptr));
     for (auto &[rank, link] : children_) plan_.hub->finish(link);
     children_.clear();
+    *attached_ = false;
+    for (auto &[rank, outgoing] : outgoing_) {
+        if (outgoing.link) plan_.hub->finish(std::move(outgoing.link));
+    }
+    outgoing_.clear();
+    for (auto &[rank, link] : incoming_) link->close();
+    incoming_.clear();
 }
 
 }  // namespace moelink

@@ -30,9 +30,11 @@ public:
     explicit SocketTransport(Plan plan);
     ~SocketTransport() override;
 
-    void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) override;
+    void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) override;
     void broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline) override;
     void finalize(const Deadline &deadline) override;
+    void send(int to, Payload payload, const Deadline &deadline) override;
+    bool attend(Attendant &attendant, const std::function<bool()> &done, const Deadline &deadline) override;
     void abort() noexcept override;
     moelink_status fault(std::string *text) const noexcept override;
     uint64_t strangers() const noexcept override { return plan_.hub->strangers(); }
@@ -43,14 +45,20 @@ private:
     int parent() const;
     bool is_child(int rank) const;
 
-    Decision call(uint32_t op, uint64_t bytes, int root, const void *data, uint64_t data_bytes, const Deadline &deadline);
+    Decision call(uint32_t op, uint64_t bytes, int root, const void *data, uint64_t data_bytes, const Deadline &deadline,
+                  Attendant *attendant = nullptr);
+    DialTarget target(int rank, Purpose purpose) const;
     void connect(const Deadline &deadline);
 
     // From here on: on the I/O thread.
-    void attach_child(std::shared_ptr<Link> link, const Hello &hello);
+    void attach(std::shared_ptr<Link> link, const Hello &hello);
+    void dialed(int rank, Dialed result);
+    void deliver(int rank, Payload payload, const Deadline &deadline);
+    bool is_incoming(const Link &link) const;
     void attach_parent(std::shared_ptr<Link> link);
     void on_frame(Link &link, uint32_t type, Bytes payload) override;
     void on_lost(Link &link, moelink_status status, const std::string &text) override;
+    Bytes spare() override { return pool_->take(); }
     void on_call(Bytes frame);
     void on_give_up(Bytes frame);
     void on_decision(const Decision &decision);
@@ -68,6 +76,16 @@ private:
     std::shared_ptr<Link> parent_;
     std::map<int, std::shared_ptr<Link>> children_;
     std::vector<std::pair<uint32_t, SharedBytes>> waiting_for_parent_;
+    // Messages to a peer go over a connection that this rank makes, those from it over one that the peer makes.
+    struct Outgoing {
+        std::shared_ptr<Link> link;  // NULL while it is being made
+        std::vector<Payload> waiting;
+        bool gone = false;  // it has left; it does not come back under this session's name
+    };
+    std::map<int, Outgoing> outgoing_;
+    std::map<int, std::shared_ptr<Link>> incoming_;
+    std::shared_ptr<bool> attached_ = std::make_shared<bool>(true);  // false: a connection that is made now comes too late
+    std::shared_ptr<BytePool> pool_ = std::make_shared<BytePool>();
     Round round_;  // rank 0 only
     bool finalized_ = false;
     bool flooded_ = false;
@@ -75,6 +93,7 @@ private:
     mutable std::mutex mutex_;
     std::condition_variable changed_;
     std::map<uint64_t, Decision> decisions_;  // that this rank has not read yet
+    std::deque<Message> inbox_;
     moelink_status fault_ = MOELINK_OK;
     std::string fault_text_;
     bool over_ = false;  // finalized: later faults are none

@@ -12,7 +12,7 @@ namespace moelink {
 namespace {
 
 struct Board {
-    explicit Board(int size) : size(size), round(size) {}
+    explicit Board(int size) : size(size), round(size), inboxes(static_cast<size_t>(size)) {}
 
     struct Outcome {
         Decision decision;
@@ -28,6 +28,7 @@ struct Board {
     std::condition_variable changed;
     Round round;
     std::map<uint64_t, Outcome> outcomes;  // until every rank has read them
+    std::vector<std::deque<Message>> inboxes;
     std::map<std::pair<uint64_t, std::vector<int>>, Part> parts;
     moelink_status fault = MOELINK_OK;
     std::string fault_text;
@@ -54,12 +55,14 @@ public:
     ThreadTransport(std::shared_ptr<Board> board, int rank) : board_(std::move(board)), rank_(rank) {}
 
     ~ThreadTransport() override {
+        std::deque<Message> unread;  // given up outside the lock: what they keep may have a lock of its own
         std::lock_guard lock(board_->mutex);
+        unread.swap(inbox());
         board_->end(MOELINK_ERR_PEER_EXITED, fmt::format("rank {} destroyed its group without finalize", rank_));
     }
 
-    void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline) override {
-        Decision result = call(op_allgather, bytes, 0, mine, deadline);
+    void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) override {
+        Decision result = call(op_allgather, bytes, 0, mine, deadline, attendant);
         if (result.bytes() != 0) std::memcpy(all, result.data(), result.bytes());
     }
 
@@ -69,6 +72,21 @@ public:
     }
 
     void finalize(const Deadline &deadline) override { call(op_finalize, 0, 0, nullptr, deadline); }
+
+    void send(int to, Payload payload, const Deadline &) override {
+        std::lock_guard lock(board_->mutex);
+        if (board_->fault != MOELINK_OK) throw Error(board_->fault, board_->fault_text);
+        board_->inboxes[static_cast<size_t>(to)].push_back(Message{rank_, std::move(payload)});
+        board_->changed.notify_all();
+    }
+
+    bool attend(Attendant &attendant, const std::function<bool()> &done, const Deadline &deadline) override {
+        std::unique_lock lock(board_->mutex);
+        auto over = [&] { return board_->fault != MOELINK_OK || done(); };
+        const bool in_time = wait_attending(lock, board_->changed, inbox(), deadline, &attendant, over);
+        if (board_->fault != MOELINK_OK) throw Error(board_->fault, board_->fault_text);
+        return in_time;
+    }
 
     void abort() noexcept override {
         std::lock_guard lock(board_->mutex);
@@ -102,7 +120,10 @@ public:
     }
 
 private:
-    Decision call(uint32_t op, uint64_t bytes, int root, const void *data, const Deadline &deadline) {
+    std::deque<Message> &inbox() { return board_->inboxes[static_cast<size_t>(rank_)]; }
+
+    Decision call(uint32_t op, uint64_t bytes, int root, const void *data, const Deadline &deadline,
+                  Attendant *attendant = nullptr) {
         auto started = Deadline::clock::now();
         std::unique_lock lock(board_->mutex);
         if (board_->fault != MOELINK_OK) throw Error(board_->fault, board_->fault_text);
@@ -111,7 +132,7 @@ private:
         Call mine{seq, bytes, op, rank_, root, 0};
         board_->publish(board_->round.add(mine, static_cast<const uint8_t *>(data)));
         auto decided = [&] { return board_->outcomes.count(seq) != 0 || board_->fault != MOELINK_OK; };
-        if (!board_->changed.wait_until(lock, deadline.at(), decided)) {
+        if (!wait_attending(lock, board_->changed, inbox(), deadline, attendant, decided)) {
             auto waited = std::chrono::nanoseconds(Deadline::clock::now() - started).count();
             board_->publish(board_->round.give_up(seq, rank_, static_cast<uint64_t>(waited)));
         }

@@ -47,7 +47,7 @@ public:
     void open(size_t peer, const Card &mine, const Card &other) {
         ContextGuard guard(context());
         if (same_process(mine.place, other.place)) {
-            if (other.ordinal != ordinal()) reach(other.ordinal);
+            if (other.ordinal != ordinal()) reach_device(ordinal(), other.ordinal);
             set_address(peer, other.address);
             return;
         }
@@ -77,18 +77,6 @@ public:
     }
 
 private:
-    // Lets kernels of this device use memory of another one; stays on, since others may rely on it by now.
-    void reach(int other) {
-        PrimaryContext context(other);
-        CUdevice device = 0;
-        check(cuda().ctx_device(&device), "cuCtxGetDevice");
-        int can = 0;
-        check(cuda().device_can_access_peer(&can, device, context.device()), "cuDeviceCanAccessPeer");
-        if (can == 0) fail(MOELINK_ERR_UNSUPPORTED, "device {} cannot reach the memory of device {}", ordinal(), other);
-        CUresult result = cuda().ctx_enable_peer(context.get(), 0);
-        if (result != CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED) check(result, "cuCtxEnablePeerAccess");
-    }
-
     void release_own() noexcept {
         try {
             ContextGuard guard(context());

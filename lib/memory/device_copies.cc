@@ -49,6 +49,17 @@ void warn_unless_done(CUresult result, const char *what) noexcept {
     log(MOELINK_LOG_WARN, "{} failed with {}", what, static_cast<int>(result));
 }
 
+void reach_device(int ordinal, int other) {
+    PrimaryContext context(other);
+    CUdevice device = 0;
+    check(cuda().ctx_device(&device), "cuCtxGetDevice");
+    int can = 0;
+    check(cuda().device_can_access_peer(&can, device, context.device()), "cuDeviceCanAccessPeer");
+    if (can == 0) fail(MOELINK_ERR_UNSUPPORTED, "device {} cannot reach the memory of device {}", ordinal, other);
+    CUresult result = cuda().ctx_enable_peer(context.get(), 0);
+    if (result != CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED) check(result, "cuCtxEnablePeerAccess");
+}
+
 int device_attribute(const Group &group, CUdevice_attribute which) {
     CUdevice device = 0;
     check(cuda().device(&device, group.ordinal()), "cuDeviceGet");

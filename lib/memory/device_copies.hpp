@@ -28,6 +28,10 @@ private:
 // For destructors: a failure there can only be told to the log.
 void warn_unless_done(CUresult result, const char *what) noexcept;
 
+// Lets the current device, `ordinal`, use plain memory of another one in this process; stays on, since others may rely on it by
+// now. Throws UNSUPPORTED when they do not reach each other.
+void reach_device(int ordinal, int other);
+
 // An attribute of the group's device; 0 where the driver does not know it.
 int device_attribute(const Group &group, CUdevice_attribute which);
 

@@ -6,6 +6,7 @@
 
 #include <moelink/memory.h>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,8 @@ namespace moelink {
 
 class Memory : public Referenced {
 public:
+    using Name = std::array<uint8_t, 16>;
+
     // Collective over the group; throws Error alike on all ranks. Fresh pages are zero.
     static Ref<Memory> create(Ref<Group> group, const moelink_memory_params &params);
     static moelink_memory_info query(Group &group, const moelink_memory_params &params, std::string *reasons);
@@ -24,6 +27,13 @@ public:
     const moelink_memory_info &info() const { return info_; }
     const std::string &reasons() const { return reasons_; }
     Group &group() const { return *group_; }
+    // The same on all ranks, and no other memory's.
+    const Name &name() const { return name_; }
+
+    // An object of this process whose own copy holds these bytes, or one of this name whose mappings are a device's (-1: the host);
+    // NULL when there is none.
+    static Ref<Memory> holding(const void *address, uint64_t size);
+    static Ref<Memory> named(const Name &name, int ordinal);
 
     // One rank's mapping of all copies, owned by the provider that made it.
     struct Mapping {
@@ -34,11 +44,12 @@ public:
     };
 
 protected:
-    ~Memory() override = default;
+    ~Memory() override;
 
 private:
-    Memory(Ref<Group> group, moelink_memory_info info, std::string reasons, std::unique_ptr<Mapping> mapping);
+    Memory(Ref<Group> group, const Name &name, moelink_memory_info info, std::string reasons, std::unique_ptr<Mapping> mapping);
     Ref<Group> group_;
+    Name name_;
     moelink_memory_info info_;
     std::string reasons_;
     std::unique_ptr<Mapping> mapping_;

@@ -4,6 +4,8 @@
 #include <bit>
 #include <limits>
 
+#include <sodium.h>
+
 namespace moelink {
 
 namespace {
@@ -16,6 +18,7 @@ struct Wire {
     uint64_t page_bytes;
     uint32_t purpose;
     uint32_t reserved;
+    Memory::Name name;
 };
 
 Request read_request(const Group &group, const moelink_memory_params &params) {
@@ -26,7 +29,7 @@ Request read_request(const Group &group, const moelink_memory_params &params) {
     if (params.page_bytes != 0 && !std::has_single_bit(params.page_bytes)) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "page_bytes is {}, neither 0 nor a power of two", params.page_bytes);
     }
-    Request request{params.provider, params.bytes, params.page_bytes, {}};
+    Request request{params.provider, params.bytes, params.page_bytes, {}, {}};
     if (params.provider != MOELINK_MEMORY_EXTERNAL) {
         if (params.external != nullptr) {
             fail(MOELINK_ERR_INVALID_ARGUMENT, "external addresses are given, but the provider is {}",
@@ -80,10 +83,12 @@ uint64_t Request::rounded(uint64_t granularity, int ranks) const {
 
 Request agree_on_request(Group &group, const moelink_memory_params &params, Purpose purpose, const Deadline &deadline) {
     Request request;
-    Wire mine{MOELINK_OK, params.provider, params.bytes, params.page_bytes, static_cast<uint32_t>(purpose), 0};
+    Wire mine{MOELINK_OK, params.provider, params.bytes, params.page_bytes, static_cast<uint32_t>(purpose), 0, {}};
     std::string text;
     try {
         request = read_request(group, params);
+        if (sodium_init() < 0) fail(MOELINK_ERR_INTERNAL, "libsodium cannot be initialised");
+        randombytes_buf(mine.name.data(), mine.name.size());
     } catch (const Error &error) {
         mine.status = error.status();
         text = error.text();
@@ -93,11 +98,12 @@ Request agree_on_request(Group &group, const moelink_memory_params &params, Purp
     require_equal(all, "provider", &Wire::provider);
     require_equal(all, "bytes", &Wire::bytes);
     require_equal(all, "page_bytes", &Wire::page_bytes);
+    request.name = all[0].name;
     return request;
 }
 
 void refuse_request(Group &group, const Error &error, const Deadline &deadline) {
-    exchange(group, Wire{error.status(), 0, 0, 0, 0, 0}, error.text(), deadline);
+    exchange(group, Wire{error.status(), 0, 0, 0, 0, 0, {}}, error.text(), deadline);
     throw error;
 }
 

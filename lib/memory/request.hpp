@@ -2,6 +2,7 @@
 #pragma once
 
 #include "group/agreement.hpp"
+#include "memory/memory.hpp"
 
 #include <moelink/memory.h>
 
@@ -16,6 +17,7 @@ struct Request {
     uint64_t bytes = 0;
     uint64_t page_bytes = 0;
     std::vector<void *> external;
+    Memory::Name name{};  // rank 0's
 
     // Rounds up to the granularity and to page_bytes; OUT_OF_MEMORY when a rank's size or all copies pass what addresses hold.
     uint64_t rounded(uint64_t granularity, int ranks) const;

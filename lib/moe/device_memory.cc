@@ -176,6 +176,41 @@ void Device::clear_async(void *device, uint64_t bytes, [[maybe_unused]] moelink_
     std::memset(device, 0, bytes);
 }
 
+void Device::copy_rows_async(void *to, uint64_t to_stride, const void *from, uint64_t from_stride, uint64_t row_bytes, uint64_t rows,
+                             [[maybe_unused]] moelink_stream stream) const {
+    if (to_stride == row_bytes && from_stride == row_bytes) {
+        row_bytes *= rows;
+        rows = 1;
+    }
+#if MOELINK_CUDA
+    if (on_cuda()) {
+        DeviceGuard guard(*this);
+        constexpr uint64_t most_pitch = uint64_t{1} << 31;
+        if (rows == 1 || to_stride >= most_pitch || from_stride >= most_pitch) {
+            for (uint64_t row = 0; row < rows; ++row) {
+                check(cuda().copy_async(address(to) + row * to_stride, address(from) + row * from_stride, row_bytes, native(stream)),
+                      "cuMemcpyAsync");
+            }
+            return;
+        }
+        CUDA_MEMCPY2D copy{};
+        copy.srcMemoryType = CU_MEMORYTYPE_UNIFIED;
+        copy.srcDevice = address(from);
+        copy.srcPitch = from_stride;
+        copy.dstMemoryType = CU_MEMORYTYPE_UNIFIED;
+        copy.dstDevice = address(to);
+        copy.dstPitch = to_stride;
+        copy.WidthInBytes = row_bytes;
+        copy.Height = rows;
+        check(cuda().copy_2d_async(&copy, native(stream)), "cuMemcpy2DAsync");
+        return;
+    }
+#endif
+    for (uint64_t row = 0; row < rows; ++row) {
+        std::memcpy(static_cast<char *>(to) + row * to_stride, static_cast<const char *>(from) + row * from_stride, row_bytes);
+    }
+}
+
 void Device::synchronize([[maybe_unused]] moelink_stream stream) const {
 #if MOELINK_CUDA
     if (!on_cuda()) return;
@@ -226,6 +261,45 @@ GpuName Device::gpu_name() const {
     }
 #endif
     return name;
+}
+
+Mark::Mark([[maybe_unused]] const Device &device, [[maybe_unused]] moelink_stream stream) {
+#if MOELINK_CUDA
+    if (!device.on_cuda()) return;
+    device_ = device;
+    DeviceGuard guard(device_);
+    CUevent event = nullptr;
+    check(cuda().event_create(&event, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+    event_ = event;
+    if (CUresult result = cuda().event_record(event, native(stream)); result != CUDA_SUCCESS) {
+        cuda().event_destroy(event);
+        event_ = nullptr;
+        check(result, "cuEventRecord");
+    }
+#endif
+}
+
+Mark::~Mark() {
+#if MOELINK_CUDA
+    if (event_ == nullptr) return;
+    try {
+        DeviceGuard guard(device_);
+        cuda().event_destroy(static_cast<CUevent>(event_));
+    } catch (const Error &) {  // the context is gone, and the event with it
+    }
+#endif
+}
+
+bool Mark::passed() const {
+#if MOELINK_CUDA
+    if (event_ != nullptr) {
+        DeviceGuard guard(device_);
+        const CUresult result = cuda().event_query(static_cast<CUevent>(event_));
+        if (result == CUDA_ERROR_NOT_READY) return false;
+        check(result, "cuEventQuery");
+    }
+#endif
+    return true;
 }
 
 moelink_status device_available(int32_t device, std::string *why) {

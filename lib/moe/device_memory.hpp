@@ -41,6 +41,10 @@ public:
     // Stream-ordered. Pageable host memory is read before the call returns, pinned memory when the stream comes to it.
     void write_async(void *device, const void *host, uint64_t bytes, moelink_stream stream) const;
     void clear_async(void *device, uint64_t bytes, moelink_stream stream) const;
+    // Stream-ordered copy of rows between any two places, host (pinned, or read before the call returns) or device; on the host
+    // device done on return.
+    void copy_rows_async(void *to, uint64_t to_stride, const void *from, uint64_t from_stride, uint64_t row_bytes, uint64_t rows,
+                         moelink_stream stream) const;
     void synchronize(moelink_stream stream) const;
     void synchronize_all() const;
     bool capturing(moelink_stream stream) const;
@@ -89,6 +93,25 @@ public:
 private:
     Device device_;
     void *pointer_ = nullptr;
+};
+
+// A point in a stream that the host can ask for. On the host device, and when empty, it has passed.
+class Mark {
+public:
+    Mark() = default;
+    Mark(const Device &device, moelink_stream stream);
+    Mark(Mark &&other) noexcept : device_(other.device_), event_(std::exchange(other.event_, nullptr)) {}
+    Mark &operator=(Mark &&other) noexcept {
+        std::swap(device_, other.device_);
+        std::swap(event_, other.event_);
+        return *this;
+    }
+    ~Mark();
+    bool passed() const;
+
+private:
+    Device device_;
+    void *event_ = nullptr;
 };
 
 // A manager's fault words. They outlive every workspace, so that a graph captured over an old one finds out in time.

@@ -1,7 +1,7 @@
 // The gathering manager: all ranks receive all tokens, outputs come back by reduce-scatter. On the host it is the one-sided
 // dispatch to every rank over the group's shared memory; on CUDA it is NCCL's collectives and small kernels around them.
-#include "driver/nccl.hpp"
 #include "group/agreement.hpp"
+#include "moe/nccl_comm.hpp"
 #include "moe/one_sided.hpp"
 
 #include <algorithm>
@@ -21,25 +21,6 @@ uint64_t multiply(std::initializer_list<uint64_t> factors) {
     }
     return product;
 }
-
-// Several NCCL calls as one; closed also when one of them fails, or later calls of this thread would only be queued.
-class NcclCalls {
-public:
-    explicit NcclCalls(NcclComm comm) : comm_(comm) { check_nccl(nccl().group_start(), "ncclGroupStart", comm_); }
-    NcclCalls(const NcclCalls &) = delete;
-    NcclCalls &operator=(const NcclCalls &) = delete;
-    ~NcclCalls() {
-        if (!ended_) nccl().group_end();
-    }
-    void end() {
-        ended_ = true;
-        check_nccl(nccl().group_end(), "ncclGroupEnd", comm_);
-    }
-
-private:
-    NcclComm comm_;
-    bool ended_ = false;
-};
 
 // Bytes of one slot's parts.
 struct GatherLayout {
@@ -99,26 +80,12 @@ class GatherNccl : public Backend {
 public:
     explicit GatherNccl(const BackendParams &params)
         : group_(params.group), device_(params.device), config_(params.config), slots_(static_cast<size_t>(config_.slots)) {
-        require_own_gpu(group_->deadline());
-        NcclUniqueId id{};
         step(*group_, group_->deadline(), [&] {
             allocate();
             DeviceGuard guard(device_);
             check_launch(kernels::cuda::load_kernels(), "loading the kernels");
-            if (group_->rank() == 0) check_nccl(nccl().unique_id(&id), "ncclGetUniqueId");
         });
-        group_->broadcast(&id, sizeof id, 0, group_->deadline());
-        const Outcome joined = attempt([&] {
-            DeviceGuard guard(device_);
-            NcclConfig config;
-            check_nccl(nccl().comm_init_rank_config(&comm_, group_->size(), id, group_->rank(), &config), "ncclCommInitRankConfig");
-        });
-        try {
-            settle(*group_, joined, group_->deadline());  // a fresh deadline: NCCL has taken its time
-        } catch (...) {
-            close();
-            throw;
-        }
+        comm_ = make_nccl_comm(*group_, device_, true);
     }
 
     ~GatherNccl() override { close(); }
@@ -135,18 +102,6 @@ private:
             DeviceGuard guard(device_);
             nccl().comm_destroy(std::exchange(comm_, nullptr));
         } catch (const Error &) {
-        }
-    }
-
-    // NCCL refuses two ranks on one GPU, but only after a wait; say so at once.
-    void require_own_gpu(const Deadline &deadline) const {
-        std::vector<GpuName> all = group_->allgather(device_.gpu_name(), deadline);
-        for (size_t a = 0; a < all.size(); ++a) {
-            for (size_t b = a + 1; b < all.size(); ++b) {
-                if (all[a] == all[b]) {
-                    fail(MOELINK_ERR_UNSUPPORTED, "ranks {} and {} share a GPU, which NCCL does not allow; use one-sided, or one rank a GPU", a, b);
-                }
-            }
         }
     }
 
@@ -326,16 +281,6 @@ void GatherNccl::combine(const CombineCall &call, moelink_stream stream) {
     copy.rows = call.num_tokens;
     copy.rows_device = slot.tokens.as<int32_t>();
     if (call.num_tokens > 0) check_launch(kernels::cuda::copy_rows(copy, stream), "copying rows");
-}
-
-moelink_status nccl_available(std::string *why) {
-    try {
-        nccl();
-        return MOELINK_OK;
-    } catch (const Error &error) {
-        *why = error.text();
-        return error.status();
-    }
 }
 
 }  // namespace

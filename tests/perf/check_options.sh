@@ -60,7 +60,8 @@ PYTHON
 
 # Pictures, where matplotlib is installed; the second file has two budgets, which is too few for a picture of them.
 "$perf" pair "${common[@]}" --tokens 4 --sm-budget 1,2,0 --json "$out/budgets.json" >"$out/log" 2>&1 || fail "budgets: exit code $?"
-for name in first second budgets; do
+sed 's/^{/{"push_gbps": 10,/' "$out/budgets.json" >"$out/shares.json" # as where a link was measured
+for name in first second budgets shares; do
     status=0
     "$plot" "$out/$name.json" --peers "$out/peers.json" -o "$out/$name.svg" >"$out/log" 2>&1 || status=$?
     if grep -q 'matplotlib is missing' "$out/log"; then
@@ -68,6 +69,8 @@ for name in first second budgets; do
         break
     fi
     [ "$status" -eq 0 ] && [ -s "$out/$name.svg" ] || fail "the picture of $name.json: exit code $status"
+    if grep -q 'share of the push rate' "$out/$name.svg"; then shares=yes; else shares=no; fi
+    [ "$shares" = "$([ "$name" = shares ] && echo yes || echo no)" ] || fail "$name.json: shares of the link drawn: $shares"
 done
 
 # FP8 rows: bytes are those that travel, and figures those of fp8.

@@ -6,7 +6,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <mutex>
 #include <set>
 #include <type_traits>
@@ -28,6 +31,16 @@ struct Mapped {
     uint64_t pages;
 };
 
+// A stream of a device; the default stream is each device's own.
+using Lane = std::pair<int, CUstream>;
+
+// Waits for the first `copies` of what its stream had before it.
+struct Event {
+    Lane lane;
+    size_t copies;
+    bool asked;
+};
+
 struct Failure {
     int rank;
     std::string function;
@@ -46,6 +59,9 @@ struct State {
     std::map<CUdeviceptr, Mapped> mappings;
     std::map<CUdeviceptr, size_t> allocations;
     std::map<CUdeviceptr, int> opened;
+    std::map<void *, size_t> pinned;
+    std::map<Lane, std::deque<std::function<void()>>> pending;  // copies that their stream has not come to
+    std::map<CUevent, Event> events;
     std::map<int, int> contexts;
     std::map<int, std::map<std::string, int>> calls;
     std::vector<Failure> failures;
@@ -402,7 +418,113 @@ CUresult ipc_close(CUdeviceptr at) {
     return CUDA_SUCCESS;
 }
 
-// ---- streams and copies, all done at once
+// ---- pinned memory
+
+CUresult host_alloc(void **out, size_t size, unsigned) {
+    ENTER("host_alloc");
+    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
+    *out = std::malloc(size);
+    if (*out == nullptr) return CUDA_ERROR_OUT_OF_MEMORY;
+    state->pinned[*out] = size;
+    ++state->count.pinned;
+    return CUDA_SUCCESS;
+}
+CUresult host_free(void *at) {
+    ENTER("host_free");
+    if (state->pinned.erase(at) == 0) return misuse(CUDA_ERROR_INVALID_VALUE);
+    std::free(at);
+    --state->count.pinned;
+    return CUDA_SUCCESS;
+}
+CUresult host_device_pointer(CUdeviceptr *out, void *at, unsigned) {
+    ENTER("host_device_pointer");
+    *out = reinterpret_cast<CUdeviceptr>(at);
+    return CUDA_SUCCESS;
+}
+CUresult mem_address_range(CUdeviceptr *base, size_t *size, CUdeviceptr at) {
+    ENTER("mem_address_range");
+    auto found = state->allocations.upper_bound(at);
+    if (found == state->allocations.begin()) return CUDA_ERROR_NOT_FOUND;
+    --found;
+    if (at - found->first >= found->second) return CUDA_ERROR_NOT_FOUND;
+    *base = found->first;
+    *size = found->second;
+    return CUDA_SUCCESS;
+}
+
+// ---- streams; these copies are done when their stream is waited for, or an event behind them is asked for twice
+
+Lane lane_of(CUstream stream) { return {has_context() ? device_of(stack.back()) : -1, stream}; }
+
+void advance(Lane lane, size_t copies) {
+    std::deque<std::function<void()>> &pending = state->pending[lane];
+    for (size_t i = 0; i < copies && !pending.empty(); ++i) {
+        pending.front()();
+        pending.pop_front();
+        for (auto &[event, waiting] : state->events) {
+            if (waiting.lane == lane && waiting.copies > 0) --waiting.copies;
+        }
+    }
+}
+CUresult copy_async(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    ENTER("copy_async");
+    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
+    state->pending[lane_of(stream)].push_back([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), size); });
+    return CUDA_SUCCESS;
+}
+CUresult copy_2d_async(const CUDA_MEMCPY2D *given, CUstream stream) {
+    ENTER("copy_2d_async");
+    const CUDA_MEMCPY2D copy = *given;
+    const bool unified = copy.srcMemoryType == CU_MEMORYTYPE_UNIFIED && copy.dstMemoryType == CU_MEMORYTYPE_UNIFIED;
+    if (!has_context() || !unified || copy.srcPitch < copy.WidthInBytes || copy.dstPitch < copy.WidthInBytes) {
+        return misuse(CUDA_ERROR_INVALID_VALUE);
+    }
+    state->pending[lane_of(stream)].push_back([=] {
+        for (size_t row = 0; row < copy.Height; ++row) {
+            std::memcpy(reinterpret_cast<void *>(copy.dstDevice + row * copy.dstPitch),
+                        reinterpret_cast<const void *>(copy.srcDevice + row * copy.srcPitch), copy.WidthInBytes);
+        }
+    });
+    return CUDA_SUCCESS;
+}
+CUresult event_create(CUevent *event, unsigned) {
+    ENTER("event_create");
+    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
+    *event = reinterpret_cast<CUevent>(++state->next);
+    state->events[*event] = Event{{}, 0, true};
+    ++state->count.events;
+    return CUDA_SUCCESS;
+}
+CUresult event_destroy(CUevent event) {
+    ENTER("event_destroy");
+    if (state->events.erase(event) == 0) return misuse(CUDA_ERROR_INVALID_HANDLE);
+    --state->count.events;
+    return CUDA_SUCCESS;
+}
+CUresult event_record(CUevent event, CUstream stream) {
+    ENTER("event_record");
+    if (state->events.count(event) == 0) return misuse(CUDA_ERROR_INVALID_HANDLE);
+    state->events[event] = Event{lane_of(stream), state->pending[lane_of(stream)].size(), false};
+    return CUDA_SUCCESS;
+}
+CUresult event_query(CUevent event) {
+    ENTER("event_query");
+    auto found = state->events.find(event);
+    if (found == state->events.end()) return misuse(CUDA_ERROR_INVALID_HANDLE);
+    if (!std::exchange(found->second.asked, true)) return CUDA_ERROR_NOT_READY;
+    advance(found->second.lane, found->second.copies);
+    return CUDA_SUCCESS;
+}
+CUresult copy_to_device(CUdeviceptr to, const void *from, size_t size) {
+    ENTER("copy_to_device");
+    std::memcpy(reinterpret_cast<void *>(to), from, size);
+    return CUDA_SUCCESS;
+}
+CUresult memset_d8(CUdeviceptr at, unsigned char value, size_t size) {
+    ENTER("memset_d8");
+    std::memset(reinterpret_cast<void *>(at), value, size);
+    return CUDA_SUCCESS;
+}
 
 CUresult stream_create(CUstream *stream, unsigned) {
     ENTER("stream_create");
@@ -416,8 +538,9 @@ CUresult stream_destroy(CUstream) {
     --state->count.streams;
     return CUDA_SUCCESS;
 }
-CUresult stream_synchronize(CUstream) {
+CUresult stream_synchronize(CUstream stream) {
     ENTER("stream_synchronize");
+    advance(lane_of(stream), state->pending[lane_of(stream)].size());
     return CUDA_SUCCESS;
 }
 CUresult memset_d8_async(CUdeviceptr at, unsigned char value, size_t size, CUstream) {
@@ -484,6 +607,18 @@ void fill_table() {
     HAVE(stream_synchronize);
     HAVE(memset_d8_async);
     HAVE(copy_to_host_async);
+    HAVE(host_alloc);
+    HAVE(host_free);
+    HAVE(host_device_pointer);
+    HAVE(mem_address_range);
+    HAVE(copy_async);
+    HAVE(copy_2d_async);
+    HAVE(event_create);
+    HAVE(event_destroy);
+    HAVE(event_record);
+    HAVE(event_query);
+    HAVE(copy_to_device);
+    HAVE(memset_d8);
 #undef HAVE
     table.file = "a fake";
 }
@@ -505,6 +640,7 @@ void uninstall() {
     for (auto &[at, size] : state->reservations) munmap(reinterpret_cast<void *>(at), size);
     for (auto &[at, size] : state->allocations) munmap(reinterpret_cast<void *>(at), size);
     for (auto &[id, pages] : state->pages) close(pages.fd);
+    for (auto &[at, size] : state->pinned) std::free(at);
     delete state;
     state = nullptr;
 }
@@ -528,9 +664,9 @@ Outstanding outstanding() {
 
 std::string text(const Outstanding &o) {
     return fmt::format("{} contexts, {} handles, {} pages, {} reservations, {} mappings, {} allocations, {} opened, {} streams, "
-                       "{} pushed, {} misuses, {} early",
-                       o.contexts, o.handles, o.pages, o.reservations, o.mappings, o.allocations, o.opened, o.streams, o.pushed,
-                       o.misuses, o.early);
+                       "{} pinned, {} events, {} pushed, {} misuses, {} early",
+                       o.contexts, o.handles, o.pages, o.reservations, o.mappings, o.allocations, o.opened, o.streams, o.pinned,
+                       o.events, o.pushed, o.misuses, o.early);
 }
 
 }  // namespace fake

@@ -1,5 +1,6 @@
 // A CUDA driver in host memory, for unit tests of what calls the driver. All ranks live in one process, a thread each. It
-// counts calls and what is outstanding, and makes chosen calls fail. Device memory is host memory, so tests can look at it.
+// counts calls and what is outstanding, and makes chosen calls fail. Device memory is host memory, so tests can look at it. Copies
+// of cuMemcpyAsync and cuMemcpy2DAsync are put off until something waits for them.
 #pragma once
 
 #include <cuda.h>
@@ -43,11 +44,13 @@ struct Outstanding {
     int allocations = 0;
     int opened = 0;  // IPC
     int streams = 0;
+    int pinned = 0;
+    int events = 0;
     int pushed = 0;   // contexts pushed and not popped, of all threads
     int misuses = 0;  // what a driver would refuse: double frees, wrong sizes, ...
     int early = 0;    // IPC memory freed while a peer had it open
     bool none() const {
-        int held = contexts + handles + pages + reservations + mappings + allocations + opened + streams;
+        int held = contexts + handles + pages + reservations + mappings + allocations + opened + streams + pinned + events;
         return held + pushed + misuses + early == 0;
     }
 };

@@ -8,8 +8,8 @@ namespace perf {
 class Channel {
 public:
     virtual ~Channel() = default;
-    // One message: {"at": text}, {"row": {...}}, {"setting": {...}}, {"note": text}, {"wrong": text}, {"error": text}, {"done":
-    // n}.
+    // One message: {"at": text}, {"row": {...}}, {"progress": {...}} (totals so far), {"setting": {...}}, {"note": text}, {"wrong": text},
+    // {"error": text}, {"done": n}.
     virtual void send(const nlohmann::json &message) = 0;
 };
 

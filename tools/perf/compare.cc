@@ -48,7 +48,13 @@ void read_table(const json &document, const PairOptions &options, Peers &peers) 
 }
 
 void read_own(const json &document, const PairOptions &options, Peers &peers) {
+    if (!document.contains("settings")) {
+        throw std::invalid_argument("it is of another moelink-perf command than pair");
+    }
     const json &settings = document.at("settings");
+    if (settings.value("slice_of", 0) > 0) {
+        throw std::invalid_argument(fmt::format("it is of a slice of {} ranks, not of whole pairs", settings.at("slice_of").get<int>()));
+    }
     const json shape = {{"hidden", settings.at("hidden")},
                         {"top_k", settings.at("topk")},
                         {"experts", settings.at("experts")},

@@ -54,6 +54,7 @@ public:
     virtual void free_all() = 0;
     virtual void copy_in(void *to_device, const void *from_host, uint64_t bytes) = 0;
     virtual void copy_out(void *to_host, const void *from_device, uint64_t bytes) = 0;
+    virtual void copy(void *to, const void *from, uint64_t bytes) = 0;  // in stream order; either may be another device's
     virtual void fill(void *data, int byte, uint64_t bytes) = 0;
     virtual void sync() = 0;
     virtual moelink_stream stream() = 0;

@@ -160,6 +160,9 @@ public:
         check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copy from the device");
         sync();
     }
+    void copy(void *to, const void *from, uint64_t bytes) override {
+        check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copy between devices");
+    }
     void fill(void *data, int byte, uint64_t bytes) override {
         check(cudaMemsetAsync(data, byte, bytes, stream_), "cudaMemsetAsync");
     }

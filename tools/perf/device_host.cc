@@ -84,6 +84,11 @@ public:
     }
     void copy_in(void *to, const void *from, uint64_t bytes) override { copy(to, from, bytes); }
     void copy_out(void *to, const void *from, uint64_t bytes) override { copy(to, from, bytes); }
+    void copy(void *to, const void *from, uint64_t bytes) override {
+        if (bytes > 0) {
+            std::memcpy(to, from, bytes);
+        }
+    }
     void fill(void *data, int byte, uint64_t bytes) override {
         if (bytes > 0) {
             std::memset(data, byte, bytes);
@@ -144,12 +149,6 @@ public:
     }
 
 private:
-    static void copy(void *to, const void *from, uint64_t bytes) {
-        if (bytes > 0) {
-            std::memcpy(to, from, bytes);
-        }
-    }
-
     std::vector<void *> blocks_;
     std::vector<clock::time_point> marks_;
 };

@@ -52,8 +52,7 @@ public:
         shape_.groups = options.groups;
         shape_.threads = options.threads;
         if (shape_.slots == 0) {
-            const int64_t wanted = int64_t{trace.experts} + (trace.experts + 7) / 8;
-            shape_.slots = static_cast<int32_t>((wanted + options.ranks - 1) / options.ranks * options.ranks);
+            shape_.slots = default_slots(trace.experts, options.ranks);
         }
     }
 

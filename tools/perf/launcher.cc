@@ -2,7 +2,6 @@
 // standard output.
 #include "launcher.hpp"
 
-#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -140,7 +139,7 @@ std::string describe_exit(int status) {
 class Processes {
 public:
     Processes(const Task &task, const Listener &listener)
-        : task_(task), listener_(listener), watch_(task.timeout), children_(static_cast<size_t>(task.ranks)) {}
+        : task_(task), listener_(listener), watch_(task.run.timeout), children_(static_cast<size_t>(task.run.ranks)) {}
     ~Processes() {
         for (Child &child : children_) {
             if (child.running) {
@@ -158,10 +157,10 @@ public:
         moelink_unique_id id;
         moelink_rendezvous *made = nullptr;
         // The ranks are children of this process: the loopback address reaches them all.
-        must(moelink_rendezvous_create("127.0.0.1", task_.ranks, &made, &id), "moelink_rendezvous_create");
+        must(moelink_rendezvous_create("127.0.0.1", task_.run.ranks, &made, &id), "moelink_rendezvous_create");
         const std::unique_ptr<moelink_rendezvous, void (*)(moelink_rendezvous *)> rendezvous(made, moelink_rendezvous_destroy);
         for (size_t rank = 0; rank < children_.size(); ++rank) {
-            const nlohmann::json mine = {{"rank", rank}, {"id", hex(id)}, {"kind", task_.kind}, {"device", task_.device}, {"ranks", task_.ranks}, {"timeout", task_.timeout}, {"options", task_.options}};
+            const nlohmann::json mine = {{"command", task_.command}, {"rank", rank}, {"id", hex(id)}, {"options", task_.options}};
             write_all(children_[rank].input.get(), mine.dump() + "\n");
             children_[rank].input.close();
         }
@@ -331,26 +330,8 @@ private:
 
 }  // namespace
 
-void resolve_device(std::string &device, int &ranks) {
-    int32_t gpus = 0;
-    const bool known = moelink_device_count(&gpus) == MOELINK_OK;
-    if (device == "auto") {
-        device = known && gpus > 0 && built_with_cuda() ? "cuda" : "host";
-    }
-    if (device == "cuda" && !built_with_cuda()) {
-        throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
-    }
-    if (device == "cuda" && gpus == 0) {
-        const std::string why = moelink_last_error();
-        throw std::invalid_argument(fmt::format("--device cuda: no GPU is found{}{}", why.empty() ? "" : ": ", why));
-    }
-    if (ranks == 0) {
-        ranks = device == "cuda" ? std::max(2, gpus) : 2;
-    }
-}
-
-bool run_processes(const Task &task, const Listener &listener) {
-    return Processes(task, listener).run();
+bool run_ranks(const Task &task, const Listener &listener) {
+    return task.run.threads ? run_threads(task, listener) : Processes(task, listener).run();
 }
 
 int rank_main() {
@@ -360,10 +341,10 @@ int rank_main() {
     std::getline(std::cin, line);
     const auto given = nlohmann::json::parse(line, nullptr, false);
     if (!given.is_object()) {
-        std::cerr << "moelink-perf rank is started by moelink-perf pair or stress, not by hand\n";
+        std::cerr << "moelink-perf rank is started by moelink-perf itself, not by hand\n";
         return 2;
     }
-    const Task task = {given.at("kind"), given.at("device"), given.at("ranks"), given.at("timeout"), given.at("options")};
+    const Task task{given.at("command"), given.at("options").get<RunOptions>(), given.at("options")};
     const int rank = given.at("rank");
     moelink_unique_id id{};
     const std::string text = given.at("id");
@@ -373,10 +354,10 @@ int rank_main() {
     const auto join = [&] {
         moelink_group_params params = MOELINK_GROUP_PARAMS_INIT;
         params.rank = rank;
-        params.size = task.ranks;
-        params.device = task.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
-        params.device_ordinal = ordinal_of(task, rank);
-        params.timeout_ns = static_cast<uint64_t>(task.timeout * 1e9);
+        params.size = task.run.ranks;
+        params.device = task.run.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
+        params.device_ordinal = ordinal_of(task.run, rank);
+        params.timeout_ns = static_cast<uint64_t>(task.run.timeout * 1e9);
         moelink_group *group = nullptr;
         must(moelink_group_create(&id, &params, &group), "moelink_group_create");
         return group;

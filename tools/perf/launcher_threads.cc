@@ -54,15 +54,16 @@ private:
 }  // namespace
 
 bool run_threads(const Task &task, const Listener &listener) {
-    const auto ranks = static_cast<size_t>(task.ranks);
+    const RunOptions &options = task.run;
+    const auto ranks = static_cast<size_t>(options.ranks);
     std::vector<moelink_group_params> params(ranks, moelink_group_params MOELINK_GROUP_PARAMS_INIT);
     for (size_t rank = 0; rank < ranks; ++rank) {
-        params[rank].device = task.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
-        params[rank].device_ordinal = ordinal_of(task, static_cast<int>(rank));
-        params[rank].timeout_ns = static_cast<uint64_t>(task.timeout * 1e9);
+        params[rank].device = options.device == "cuda" ? MOELINK_DEVICE_CUDA : MOELINK_DEVICE_HOST;
+        params[rank].device_ordinal = ordinal_of(options, static_cast<int>(rank));
+        params[rank].timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
     }
     std::vector<moelink_group *> groups(ranks);
-    must(moelink_group_create_threads(task.ranks, params.data(), groups.data()), "moelink_group_create_threads");
+    must(moelink_group_create_threads(options.ranks, params.data(), groups.data()), "moelink_group_create_threads");
 
     Inbox inbox;
     std::vector<std::string> at(ranks, "starting");
@@ -74,7 +75,7 @@ bool run_threads(const Task &task, const Listener &listener) {
             inbox.put(static_cast<int>(rank), {{"left", ended}});
         });
     }
-    Watch watch(task.timeout);
+    Watch watch(options.timeout);
     bool good = true;
     for (size_t left = 0; left < ranks;) {
         std::pair<int, nlohmann::json> message;

@@ -33,6 +33,9 @@ void add(nlohmann::json &document, const char *device, const LinkReport &report)
     part = {{"devices", report.devices}, {"figures", nlohmann::json::array()}, {"skipped", report.skipped}};
     for (const auto &figure : report.figures) {
         part["figures"].push_back({{"what", figure.what}, {"value", figure.value}, {"unit", figure.unit}});
+        if (figure.flags > 0) {
+            part["figures"].back()["flags"] = figure.flags;
+        }
     }
 }
 

@@ -12,6 +12,7 @@ struct LinkFigure {
     std::string what;
     double value;
     std::string unit;
+    int flags = 0;  // exchanged at once, where it is a time of that; else 0
 };
 
 struct LinkReport {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "cuda_status.cuh"
 #include "gpu.cuh"
@@ -85,6 +86,25 @@ __global__ void flag_kernel(unsigned *mine, unsigned *theirs, unsigned throws, b
     *done = throws;
 }
 
+// Each of two GPUs tells the other a number by as many flags as there are threads, and goes on when as many have come: what meeting
+// that many peers costs. Bounded like flag_kernel.
+__global__ void exchange_kernel(unsigned *mine, unsigned *theirs, unsigned exchanges, unsigned long long timeout_ns, unsigned *done) {
+    const unsigned long long start = now_ns();
+    for (unsigned round = 1; round <= exchanges; ++round) {
+        release_word(theirs + threadIdx.x, round);
+        bool late = false;
+        while (!late && acquire_word(mine + threadIdx.x) < round) {
+            late = now_ns() - start > timeout_ns;
+        }
+        if (__syncthreads_or(late)) {
+            return;
+        }
+        if (threadIdx.x == 0) {
+            *done = round;
+        }
+    }
+}
+
 // One GPU with its stream, events and buffers.
 class Gpu {
 public:
@@ -95,9 +115,9 @@ public:
         check(cudaEventCreate(&end), "cudaEventCreate");
         check(cudaMalloc(reinterpret_cast<void **>(&source), bytes), "cudaMalloc");
         check(cudaMalloc(reinterpret_cast<void **>(&target), bytes), "cudaMalloc");
-        check(cudaMalloc(reinterpret_cast<void **>(&words), 3 * word_bytes), "cudaMalloc");
+        check(cudaMalloc(reinterpret_cast<void **>(&words), all_word_bytes), "cudaMalloc");
         check(cudaMemset(source, 0x3c + ordinal, bytes), "cudaMemset");
-        check(cudaMemset(words, 0, 3 * word_bytes), "cudaMemset");
+        check(cudaMemset(words, 0, all_word_bytes), "cudaMemset");
         check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     }
     Gpu(const Gpu &) = delete;
@@ -123,6 +143,7 @@ public:
     }
 
     static constexpr size_t word_bytes = 256;
+    static constexpr size_t all_word_bytes = 3 * word_bytes;
     cudaStream_t stream = nullptr;
     cudaEvent_t begin = nullptr;
     cudaEvent_t end = nullptr;
@@ -174,7 +195,7 @@ double flag_us(Gpu &first, Gpu &second, double timeout_s) {
     for (int round = 0; round <= rounds; ++round) {
         for (Gpu *gpu : pair) {
             gpu->use();
-            check(cudaMemset(gpu->words, 0, 3 * Gpu::word_bytes), "cudaMemset");
+            check(cudaMemset(gpu->words, 0, Gpu::all_word_bytes), "cudaMemset");
             check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
         }
         // Words: 0 is where the first is waited for, 1 the second; 2 how far the first came.
@@ -203,6 +224,46 @@ double flag_us(Gpu &first, Gpu &second, double timeout_s) {
         }
     }
     cudaStreamDestroy(other);
+    return median(times);
+}
+
+// Flags lie in words 0 and 1, which hold most_flags of them; word 2 tells how far a GPU came.
+constexpr int most_flags = static_cast<int>(2 * Gpu::word_bytes / sizeof(unsigned));
+
+double exchange_us(Gpu &first, Gpu &second, int flags, double timeout_s) {
+    constexpr unsigned exchanges = 2000;
+    const auto timeout_ns = static_cast<unsigned long long>(timeout_s * 1e9);
+    std::vector<double> times;
+    for (int round = 0; round <= rounds; ++round) {
+        for (Gpu *gpu : {&first, &second}) {
+            gpu->use();
+            check(cudaMemset(gpu->words, 0, Gpu::all_word_bytes), "cudaMemset");
+            check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+        }
+        for (const auto &[gpu, other] : {std::pair(&second, &first), std::pair(&first, &second)}) {
+            gpu->use();
+            check(cudaEventRecord(gpu->begin, gpu->stream), "cudaEventRecord");
+            exchange_kernel<<<1, static_cast<unsigned>(flags), 0, gpu->stream>>>(gpu->words, other->words, exchanges, timeout_ns,
+                                                                                gpu->word(2));
+            check(cudaGetLastError(), "launching an exchange of flags");
+            check(cudaEventRecord(gpu->end, gpu->stream), "cudaEventRecord");
+        }
+        // The first was launched last, so its time has no wait for the other's launch in it.
+        const double seconds = first.elapsed_s();
+        second.elapsed_s();
+        for (const Gpu *gpu : {&first, &second}) {
+            unsigned done = 0;
+            gpu->use();
+            check(cudaMemcpy(&done, gpu->word(2), sizeof done, cudaMemcpyDeviceToHost), "cudaMemcpy");
+            if (done != exchanges) {
+                throw std::runtime_error("exchange of " + std::to_string(flags) + " flags: only " + std::to_string(done) + " of " +
+                                         std::to_string(exchanges) + " were done in time");
+            }
+        }
+        if (round > 0) {
+            times.push_back(seconds / exchanges * 1e6);
+        }
+    }
     return median(times);
 }
 
@@ -279,6 +340,10 @@ void measure_pair(Gpu &first, Gpu &second, size_t bytes, int multiprocessors, Li
                                               })),
                               "GB/s"});
     report.figures.push_back({"flag between the GPUs, one way, release to acquire", flag_us(first, second, timeout_s), "us"});
+    for (const int flags : {1, 3, 7, 15, 31, 71, most_flags - 1}) {
+        report.figures.push_back({"flags exchanged as with " + std::to_string(flags) + (flags == 1 ? " peer" : " peers"),
+                                  exchange_us(first, second, flags, timeout_s), "us", flags});
+    }
 }
 
 }  // namespace

@@ -7,9 +7,14 @@
 
 #include <moelink/moelink.h>
 
-#include "session.hpp"
+#include "status.hpp"
 
 namespace perf {
+
+int default_slots(int experts, int ranks) {
+    const int64_t wanted = int64_t{experts} + (experts + 7) / 8;
+    return static_cast<int>((wanted + ranks - 1) / ranks * ranks);
+}
 
 LoadTrace read_loads(const std::string &path) {
     moelink_eplb_trace *handle = nullptr;

@@ -17,6 +17,9 @@ struct LoadTrace {
     std::vector<LoadStep> steps;
 };
 
+// Slots where the user names none: at least an eighth more than the experts, a multiple of the ranks.
+int default_slots(int experts, int ranks);
+
 // Throws std::runtime_error with the place of what is wrong.
 LoadTrace read_loads(const std::string &path);
 

@@ -9,9 +9,18 @@
 
 namespace perf {
 
-struct PairOptions {
+// Of every command that starts ranks.
+struct RunOptions {
     std::string device = "auto";
     int ranks = 0;  // 0: one per GPU, on the host 2
+    bool threads = false;
+    uint64_t seed = 1;
+    double timeout = 30;
+    std::string json;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RunOptions, device, ranks, threads, seed, timeout, json)
+
+struct PairOptions : RunOptions {
     std::string manager = "one-sided";
     std::vector<int> tokens = {1, 128, 4096};
     bool sweep = false;
@@ -23,8 +32,6 @@ struct PairOptions {
     std::vector<std::string> routing = {"uniform"};
     bool graph = false;
     bool check = false;
-    bool threads = false;
-    std::string json;
     int iterations = 0;  // 0: about a second's worth
     int warmup = 2;
     int pairs = 0;  // 0: 20 on CUDA, fewer on the host for large batches
@@ -35,33 +42,53 @@ struct PairOptions {
     bool call_time = false;
     bool baseline = false;
     std::vector<std::string> compare;
-    uint64_t seed = 1;
-    double timeout = 30;
     std::string provider = "auto";
     double mask = 0;
     bool uneven = false;
+    int slice_of = 0;  // ranks of the group of which two ranks' slices run; 0: the whole of this one
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, sweep, hidden, topk, experts, dtype, send, routing,
                                    graph, check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, weighted, jitter,
-                                   call_time, baseline, compare, seed, timeout, provider, mask, uneven, corrupt)
+                                   call_time, baseline, compare, seed, timeout, provider, mask, uneven, slice_of, corrupt)
 
-struct StressOptions {
-    std::string device = "auto";
-    int ranks = 0;  // 0: one per GPU, on the host 2
-    bool threads = false;
+struct StressOptions : RunOptions {
     int64_t pairs = 0;  // 0: until the seconds are over
     double seconds = 60;
     int tokens = 640;
-    uint64_t seed = 1;
     double delay_us = 20;
-    double timeout = 30;
     std::string provider = "auto";
-    std::string json;
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StressOptions, device, ranks, threads, pairs, seconds, tokens, seed, delay_us, timeout, provider, json,
                                    corrupt)
+
+struct EplbOptions : RunOptions {
+    std::string loads;
+    int layers = 0;   // 0: as many as the load file has
+    int experts = 0;  // 0: as many as the load file has
+    int slots = 0;    // 0: at least an eighth more than the experts
+    int changes = 0;  // of traffic; 0: all that the load file has
+    std::string back_end = "auto";
+    int staging = 4;  // experts
+    uint64_t expert_bytes = 65536;
+    bool from_scratch = false;
+    bool check = false;
+    bool checksum = false;
+    int repeat = 3;
+    std::string manager = "one-sided";
+    int tokens = 512;
+    int topk = 6;
+    int hidden = 1024;
+    std::string dtype = "bf16";
+    std::string policy = "capacity";
+    int iterations = 0;  // of the pairs; 0: about a second's worth
+    int warmup = 2;
+    std::string corrupt;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EplbOptions, device, ranks, threads, check, seed, timeout, json, loads, layers, experts, slots,
+                                   changes, back_end, staging, expert_bytes, from_scratch, checksum, repeat, manager, tokens, topk,
+                                   hidden, dtype, policy, iterations, warmup, corrupt)
 
 struct LinkOptions {
     std::string device = "auto";
@@ -97,6 +124,15 @@ struct EplbPlanOptions {
     double deadline_ms = 0;
     int threads = 0;
     int repeat = 5;
+    std::string json;
+};
+
+struct ModelOptions {
+    PairOptions pair;  // shape, tokens, routing and seed of what is modelled; its ranks are set for each group
+    std::vector<std::string> runs;
+    std::string link;
+    std::string published;
+    std::vector<int> groups = {4, 8, 16, 32, 72};
     std::string json;
 };
 

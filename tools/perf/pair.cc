@@ -1,19 +1,20 @@
 #include "pair.hpp"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include <fmt/format.h>
 
 #include <moelink/moelink.h>
 
-#include "device.hpp"
+#include "compare.hpp"
 #include "launcher.hpp"
 #include "link.hpp"
+#include "pair_table.hpp"
 #include "rank.hpp"
 #include "report.hpp"
 #include "routing.hpp"
 #include "send.hpp"
+#include "session.hpp"
 #include "values.hpp"
 
 namespace perf {
@@ -43,50 +44,66 @@ void check_options(const PairOptions &options) {
     if (options.uneven && options.ranks < 2) {
         throw std::invalid_argument("--uneven needs at least two ranks");
     }
+    if (options.slice_of > 0 && options.ranks != 2) {
+        throw std::invalid_argument(
+            fmt::format("--slice-of runs two ranks' share of a larger group, and there are {} ranks", options.ranks));
+    }
+    if (options.experts > 0 && options.slice_of > options.experts) {
+        throw std::invalid_argument(
+            fmt::format("--slice-of is {} but there are only {} experts: not one a rank", options.slice_of, options.experts));
+    }
 }
 
 }  // namespace
 
 int run_pair(PairOptions options, const std::string &command) {
-    resolve_device(options.device, options.ranks);
+    resolve(options);
     options.graph = options.graph || (options.sweep && options.device == "cuda");
     options.check = options.check || !options.corrupt.empty();
     check_options(options);
     const auto routings = make_routings(options);
     check_options(options);
-    Report report(options, command);
+    std::vector<std::string> notes;
     if (options.graph && (options.device == "host" || manager_kind(options.manager) == MOELINK_MANAGER_REFERENCE)) {
-        report.note(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
-                                             : "the reference manager blocks the host: --graph was ignored, calls were eager");
+        notes.push_back(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
+                                                 : "the reference manager blocks the host: --graph was ignored, calls were eager");
         options.graph = false;
     }
     if (options.call_time && options.device == "host") {
-        report.note("a call on the host is the work itself: --call-time was ignored");
+        notes.push_back("a call on the host is the work itself: --call-time was ignored");
         options.call_time = false;
     }
     if (options.device == "host" && options.sm_budgets != std::vector<int>{0}) {
-        report.note("the host device has no multiprocessors: --sm-budget changes nothing");
+        notes.push_back("the host device has no multiprocessors: --sm-budget changes nothing");
     }
     if (const Send send = send_of(options.send); send.fp8) {
-        report.note(send.inside ? "what the timed combines add was made before the timing, since experts would have had to turn FP8 into bf16"
+        notes.push_back(send.inside ? "what the timed combines add was made before the timing, since experts would have had to turn FP8 into bf16"
                                 : "what is timed reads rows made before it: dispatch FP8 rows of three inputs in turn, combine bf16 rows");
         if (options.baseline) {
-            report.note("the baseline sends fp8 made before the timing");
+            notes.push_back("the baseline sends fp8 made before the timing");
         }
     }
     std::vector<Peers> peers;
     for (const std::string &file : options.compare) {
         peers.push_back(read_peers(file, options));
     }
-    report.set_peers(std::move(peers));
+    double push_gbps = 0;
     if (options.device == "cuda") {
         std::string why;
-        const double gbps = measure_push_gbps(&why);
-        if (gbps > 0) {
-            report.set_push_gbps(gbps);
-        } else {
-            report.note("the push rate was not measured: " + why);
+        push_gbps = measure_push_gbps(&why);
+        if (push_gbps <= 0) {
+            notes.push_back("the push rate was not measured: " + why);
         }
+    }
+    Table table = pair_table(options, push_gbps);
+    table.finish = [&](nlohmann::json &document, bool show) { compare(peers, document, show); };
+    Report report(options, std::move(table), command);
+    report.say("settings", options);
+    if (push_gbps > 0) {
+        report.say("push_gbps", push_gbps);
+    }
+    for (const std::string &note : notes) {
+        report.note(note);
     }
     for (const auto &routing : routings) {
         if (!routing.note.empty()) {
@@ -94,9 +111,7 @@ int run_pair(PairOptions options, const std::string &command) {
         }
     }
     const auto listener = [&](int rank, const nlohmann::json &message) { report.take(rank, message); };
-    const Task task = {"pair", options.device, options.ranks, options.timeout, options};
-    const bool ended = options.threads ? run_threads(task, listener) : run_processes(task, listener);
-    return report.finish(ended);
+    return report.finish(run_ranks({"pair", options, options}, listener));
 }
 
 }  // namespace perf

@@ -1,287 +1,52 @@
 #include "rank.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <stdexcept>
 
 #include <fmt/format.h>
 
-#include "measure.hpp"
-#include "routing.hpp"
-#include "session.hpp"
+#include "device.hpp"
+#include "eplb_rank.hpp"
+#include "pair_rank.hpp"
 #include "stress_rank.hpp"
 
 namespace perf {
 
-int ordinal_of(const Task &task, int rank) {
+void resolve(RunOptions &options) {
+    int32_t gpus = 0;
+    const bool known = moelink_device_count(&gpus) == MOELINK_OK;
+    if (options.device == "auto") {
+        options.device = known && gpus > 0 && built_with_cuda() ? "cuda" : "host";
+    }
+    if (options.device == "cuda" && !built_with_cuda()) {
+        throw std::invalid_argument("--device cuda: this moelink-perf was built without CUDA; use --device host");
+    }
+    if (options.device == "cuda" && gpus == 0) {
+        const std::string why = moelink_last_error();
+        throw std::invalid_argument(fmt::format("--device cuda: no GPU is found{}{}", why.empty() ? "" : ": ", why));
+    }
+    if (options.ranks == 0) {
+        options.ranks = options.device == "cuda" ? std::max(2, gpus) : 2;
+    }
+}
+
+int ordinal_of(const RunOptions &options, int rank) {
     int32_t count = 0;
-    if (task.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
+    if (options.device != "cuda" || moelink_device_count(&count) != MOELINK_OK || count < 1) {
         return -1;
     }
     return rank % count;
 }
 
-namespace {
-
-// What a rank knows of one case's correctness, summed over the ranks.
-struct Verdict {
-    uint64_t compared = 0;
-    uint64_t wrong = 0;
-};
-
-class Case {
-public:
-    Case(const Session &session, const Routing &routing, int tokens, int sm_budget, std::string name, Channel &channel)
-        : session_(session),
-          routing_(routing),
-          sm_budget_(sm_budget),
-          name_(std::move(name)),
-          channel_(channel),
-          world_((announce("drawing tokens and routes"), World(session.options(), routing, tokens))) {}
-
-    // Runs it; the row goes out from rank 0. Returns the number of wrong values on all ranks.
-    uint64_t run() {
-        nlohmann::json row = run_manager();
-        if (session_.options().baseline) {
-            run_baseline(row);
-        }
-        Verdict all;
-        for (const Verdict &one : session_.gather(verdict_)) {
-            all.compared += one.compared;
-            all.wrong += one.wrong;
-        }
-        row["checked"] = all.wrong > 0 ? "WRONG" : session_.options().check ? "yes" : "no";
-        row["values_compared"] = all.compared;
-        row["values_wrong"] = all.wrong;
-        if (session_.rank() == 0) {
-            channel_.send({{"row", row}});
-        }
-        return all.wrong;
-    }
-
-private:
-    nlohmann::json run_manager() {
-        announce("allocating the workspace");
-        Job job(session_, world_, manager_kind(session_.options().manager), sm_budget_);
-        job.decoy();
-        if (session_.options().check) {
-            announce("checking");
-            checked_round(job, false, "before timing");
-        }
-        Measured measured = measure(job, channel_, name_);
-        judge(measured.chain, "in the outputs of the timing run");
-        if (session_.options().check) {
-            announce("checking again");
-            job.decoy();
-            checked_round(job, measured.graph, "after timing");
-        }
-        return row_of(job, measured);
-    }
-
-    // The same tokens through all-gather and reduce-scatter.
-    void run_baseline(nlohmann::json &row) {
-        announce("the baseline");
-        World world = world_;
-        if (world.send.inside) {
-            world.send = send_of("fp8");  // NCCL quantizes nothing
-        }
-        Job job(session_, world, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
-        job.decoy();
-        const Measured measured = measure_baseline(job);
-        judge(measured.chain, "in the outputs of the baseline's timing run");
-        row["baseline_pair_us_p50"] = measured.pair.p50;
-        row["baseline_pair_us_p99"] = measured.pair.p99;
-    }
-
-    void announce(const char *step) const { channel_.send({{"at", fmt::format("{}: {}", name_, step)}}); }
-
-    void judge(const CheckResult &result, const std::string &where) {
-        verdict_.compared += result.compared;
-        verdict_.wrong += result.wrong;
-        if (result.wrong > 0) {
-            channel_.send({{"wrong", fmt::format("{}: {} wrong values of {} {}; the first: {}", name_, result.wrong,
-                                                 result.compared, where, result.first)}});
-        }
-    }
-
-    // Runs work eagerly, or captures it and replays the graph once every rank has one.
-    template <class Work>
-    void issue(bool as_graph, Work work) const {
-        if (!as_graph) {
-            work();
-            return;
-        }
-        session_.device().begin_capture();
-        work();
-        const int graph = session_.device().end_capture();
-        session_.barrier();
-        session_.device().launch(graph);
-    }
-
-    // Dispatch, expert work and combine on poisoned memory, everything compared.
-    void checked_round(Job &job, bool as_graph, const std::string &when) {
-        const bool corrupts = session_.rank() == session_.ranks() - 1;
-        const std::string &corrupt = session_.options().corrupt;
-        const std::string where = when + (as_graph ? " (graph)" : "");
-        job.poison();
-        issue(as_graph, [&] { job.dispatch(job.tokens()); });
-        if (corrupts && corrupt == "dispatch") {
-            job.corrupt_received();
-        }
-        judge(check_dispatch(world_, session_.rank(), job.gathers_all(), {}, job.received()), "in a dispatch " + where);
-        issue(as_graph, [&] {
-            job.run_experts();
-            job.combine_experts(job.output(0));
-        });
-        if (corrupts && corrupt == "combine") {
-            job.corrupt_output(0);
-        }
-        const int extra_roundings = job.own_rounding() ? session_.ranks() : 0;
-        judge(check_combine(world_, session_.rank(), extra_roundings, job.output_on_host(0)), "in a combine " + where);
-        session_.barrier();
-    }
-
-    nlohmann::json row_of(const Job &job, const Measured &measured) const {
-        int64_t dispatch_rows = 0;
-        int64_t combine_rows = 0;
-        int64_t most_received = 0;
-        int64_t all_received = 0;
-        const int ranks = session_.ranks();
-        for (int rank = 0; rank < ranks; ++rank) {
-            int64_t out = 0;
-            int64_t in = 0;
-            int64_t gathered = 0;
-            for (int peer = 0; peer < ranks; ++peer) {
-                if (peer != rank) {
-                    out += world_.rows_between(rank, peer);
-                    in += world_.rows_between(peer, rank);
-                    gathered += world_.tokens[static_cast<size_t>(peer)];
-                }
-            }
-            const int64_t received = in + world_.rows_between(rank, rank);
-            most_received = std::max(most_received, received);
-            all_received += received;
-            const int64_t own = world_.tokens[static_cast<size_t>(rank)] * (ranks - 1);
-            dispatch_rows = std::max({dispatch_rows, job.gathers_all() ? std::max(gathered, own) : std::max(in, out)});
-            combine_rows = std::max({combine_rows, job.own_rounding() ? std::max(gathered, own) : std::max(in, out)});
-        }
-        const auto sent = static_cast<double>(sent_bytes(world_.send, world_.dtype, world_.hidden));
-        const double combined = static_cast<double>(world_.hidden) * world_.dtype.bytes;
-        const double bytes = static_cast<double>(dispatch_rows) * sent + static_cast<double>(combine_rows) * combined;
-        nlohmann::json row = {
-            {"tokens", world_.most_tokens()},
-            {"routing", routing_.name},
-            {"sm_budget", sm_budget_},
-            {"rows_crossed", dispatch_rows},
-            {"dispatch_row_bytes", sent},
-            {"combine_row_bytes", combined},
-            {"bytes_crossed", bytes},
-            {"dispatch_us_p50", measured.dispatch.p50},
-            {"dispatch_us_p99", measured.dispatch.p99},
-            {"combine_us_p50", measured.combine.p50},
-            {"combine_us_p99", measured.combine.p99},
-            {"pair_us_p50", measured.pair.p50},
-            {"pair_us_p99", measured.pair.p99},
-            {"pair_us_max", measured.pair.most},
-            {"wire_gbps", measured.pair.p50 > 0 ? bytes / measured.pair.p50 * 1e-3 : 0.0},
-            {"workspace_mib", static_cast<double>(job.workspace_bytes()) / (1 << 20)},
-            {"skew", all_received > 0 ? static_cast<double>(most_received) * ranks / static_cast<double>(all_received) : 1.0},
-            {"graph", measured.graph},
-            {"pairs", measured.pairs},
-            {"pair_samples", measured.pair.samples},
-            {"operation_samples", measured.dispatch.samples},
-        };
-        if (measured.memcpy_us > 0) {
-            row["memcpy_us"] = measured.memcpy_us;
-            row["pair_over_memcpy"] = measured.over_memcpy;
-        }
-        if (measured.stamped.samples > 0) {
-            row["stamped_us_p50"] = measured.stamped.p50;
-            row["stamped_us_p99"] = measured.stamped.p99;
-            row["stamped_us_max"] = measured.stamped.most;
-            row["stamped_samples"] = measured.stamped.samples;
-        }
-        if (measured.launches) {
-            add_call(row, "dispatch", measured.dispatch_call);
-            add_call(row, "combine", measured.combine_call);
-        }
-        return row;
-    }
-
-    static void add_call(nlohmann::json &row, const std::string &name, const CallTime &call) {
-        row[name + "_blocks"] = call.blocks;
-        row[name + "_kernels"] = call.kernels;
-        row[name + "_parameter_bytes"] = call.parameter_bytes;
-        if (call.bare_us > 0) {
-            row[name + "_call_us"] = call.call_us;
-            row[name + "_bare_us"] = call.bare_us;
-        }
-    }
-
-    const Session &session_;
-    const Routing &routing_;
-    int sm_budget_;
-    std::string name_;
-    Channel &channel_;
-    World world_;
-    Verdict verdict_;
-};
-
-}  // namespace
-
-void send_setting(const Session &session, Channel &channel) {
-    struct Name {
-        char text[128];
-    };
-    Name mine{};
-    const std::string described = session.device().describe();
-    std::memcpy(mine.text, described.data(), std::min(described.size(), sizeof mine.text - 1));
-    const auto names = session.gather(mine);
-    if (session.rank() != 0) {
-        return;
-    }
-    nlohmann::json devices = nlohmann::json::array();
-    for (const Name &name : names) {
-        devices.push_back(name.text);
-    }
-    channel.send({{"setting", {{"devices", devices}, {"device", session.on_cuda() ? "cuda" : "host"}}}});
-    if (!session.start_note().empty()) {
-        channel.send({{"note", session.start_note()}});
-    }
-}
-
-namespace {
-
-// Every case of the options, one after another. Returns the number of wrong values.
-uint64_t run_cases(PairOptions options, const std::function<moelink_group *()> &join, Channel &channel) {
-    const auto routings = make_routings(options);
-    channel.send({{"at", "joining the group"}});
-    Session session(options, join());
-    send_setting(session, channel);
-    uint64_t wrong = 0;
-    const size_t cases = options.tokens.size() * routings.size() * options.sm_budgets.size();
-    size_t number = 0;
-    for (const auto &routing : routings) {
-        for (const int tokens : options.tokens) {
-            for (const int budget : options.sm_budgets) {
-                std::string name = fmt::format("[{}/{}] {}, {} tokens", ++number, cases, routing.name, tokens);
-                if (budget > 0) {
-                    name += fmt::format(", {} multiprocessors", budget);
-                }
-                wrong += Case(session, routing, tokens, budget, name, channel).run();
-            }
-        }
-    }
-    must(moelink_group_finalize(session.group()), "moelink_group_finalize");
-    return wrong;
-}
-
-}  // namespace
-
-bool run_rank(const Task &task, const std::function<moelink_group *()> &join, Channel &channel) {
+bool run_rank(const Task &task, const Join &join, Channel &channel) {
     try {
-        const uint64_t wrong = task.kind == "stress" ? run_stress_rank(task.options.get<StressOptions>(), join, channel)
-                                                     : run_cases(task.options.get<PairOptions>(), join, channel);
-        channel.send({{"done", wrong}});
+        if (task.command == "eplb") {
+            run_eplb_rank(task.options.get<EplbOptions>(), join, channel);
+        } else if (task.command == "stress") {
+            run_stress_rank(task.options.get<StressOptions>(), join, channel);
+        } else {
+            run_pair_rank(task.options.get<PairOptions>(), join, channel);
+        }
         return true;
     } catch (const std::exception &error) {
         channel.send({{"error", error.what()}});

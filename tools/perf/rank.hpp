@@ -1,4 +1,4 @@
-// One rank of a run.
+// One rank of whatever moelink-perf runs.
 #pragma once
 
 #include <functional>
@@ -7,24 +7,20 @@
 
 #include "channel.hpp"
 #include "launcher.hpp"
+#include "options.hpp"
 
 namespace perf {
 
-class Session;
+using Join = std::function<moelink_group *()>;
 
-// MOELINK_MANAGER_* of a name such as "one-sided". Throws std::invalid_argument.
-int32_t manager_kind(const std::string &name);
-// MOELINK_MEMORY_* of a name such as "posix-fd" or "auto". Throws std::invalid_argument.
-int32_t provider_of(const std::string &name);
-
-// Does the task's part on this rank's group, which it destroys. Errors are sent over the channel, not thrown.
+// Runs the task on this rank's group, which it destroys. Errors are sent over the channel, not thrown.
 // Returns true when the rank came to its end (failed checks included).
-bool run_rank(const Task &task, const std::function<moelink_group *()> &join, Channel &channel);
+bool run_rank(const Task &task, const Join &join, Channel &channel);
 
-// Tells the launcher, from rank 0, which devices there are. Collective.
-void send_setting(const Session &session, Channel &channel);
+// Settles device and number of ranks where they were left open. Throws std::invalid_argument for a device that is not there.
+void resolve(RunOptions &options);
 
 // CUDA device of a rank: ranks take GPUs in turn.
-int ordinal_of(const Task &task, int rank);
+int ordinal_of(const RunOptions &options, int rank);
 
 }  // namespace perf

@@ -14,103 +14,8 @@ namespace {
 
 using nlohmann::json;
 
-// Four significant digits as far as that goes.
-std::string number(double value) {
-    return fmt::format("{:.{}f}", value, value < 100 ? 2 : value < 10000 ? 1 : 0);
-}
-
-std::string count(const json &row, const char *key) {
-    return std::to_string(row.at(key).get<int64_t>());
-}
-
-double value(const json &row, const char *key) {
-    return row.at(key).get<double>();
-}
-
-enum Show { always, on_host, with_push, on_cuda, with_budgets, with_jitter, with_call_time, with_baseline };
-
-struct Column {
-    Show show;
-    const char *head;
-    const char *unit;
-    int width;  // negative: to the left
-    std::string (*text)(const json &row);  // may throw json::out_of_range: the row has none
-    const char *legend;
-};
-const Column columns[] = {
-    {always, "tokens", "per rank", 8, [](const json &row) { return count(row, "tokens"); }, nullptr},
-    {always, "routing", "", -15, [](const json &row) { return row.at("routing").get<std::string>(); }, nullptr},
-    {with_budgets, "budget", "SMs", 6,
-     [](const json &row) { return row.at("sm_budget") == 0 ? std::string("auto") : count(row, "sm_budget"); },
-     "budget    multiprocessors that a kernel may use"},
-    {always, "rows", "crossed", 8, [](const json &row) { return count(row, "rows_crossed"); },
-     "rows      that a dispatch moved to or from other ranks, busiest rank"},
-    {always, "dispatch", "us p50", 9, [](const json &row) { return number(value(row, "dispatch_us_p50")); },
-     "dispatch  (and combine) alone, from idle"},
-    {always, "", "p99", 9, [](const json &row) { return number(value(row, "dispatch_us_p99")); }, nullptr},
-    {always, "combine", "us p50", 9, [](const json &row) { return number(value(row, "combine_us_p50")); }, nullptr},
-    {always, "", "p99", 9, [](const json &row) { return number(value(row, "combine_us_p99")); }, nullptr},
-    {always, "pair", "us p50", 9, [](const json &row) { return number(value(row, "pair_us_p50")); },
-     "pair      dispatch and combine, many times in a row without expert work, each dispatch reading the combine before it"},
-    {always, "", "p99", 9, [](const json &row) { return number(value(row, "pair_us_p99")); }, nullptr},
-    {on_host, "pair /", "memcpy", 7,
-     [](const json &row) { return fmt::format("{:.2f}", value(row, "pair_over_memcpy")); },
-     "/ memcpy  the pair over a memcpy of the bytes that it must move, in turn on the same threads: median of the ratios"},
-    {always, "wire", "GB/s", 7, [](const json &row) { return number(value(row, "wire_gbps")); },
-     "wire      those rows, there and back, over the pair's p50"},
-    {with_push, "of", "push", 6, [](const json &row) { return fmt::format("{:.0f} %", 100 * value(row, "push_share")); },
-     "of push   wire over the rate of plain stores between the first two GPUs, both directions at once, measured in this run"},
-    {with_push, "bytes", "us", 8, [](const json &row) { return number(value(row, "bytes_us")); },
-     "bytes     those rows, there and back, at that rate"},
-    {on_cuda, "SMs", "d/c", 9,
-     [](const json &row) { return count(row, "dispatch_blocks") + "/" + count(row, "combine_blocks"); },
-     "SMs       multiprocessors that dispatch and combine used at most: blocks of their kernels"},
-    {with_jitter, "jitter", "p99/p50", 8,
-     [](const json &row) { return fmt::format("{:.2f}", value(row, "stamped_us_p99") / value(row, "stamped_us_p50")); },
-     "jitter    each of many pairs in a row stamped: p99 over p50, and the longest; the stamps add to the time"},
-    {with_jitter, "", "max us", 9, [](const json &row) { return number(value(row, "stamped_us_max")); }, nullptr},
-    {with_call_time, "call", "us d/c", 12,
-     [](const json &row) { return number(value(row, "dispatch_call_us")) + "/" + number(value(row, "combine_call_us")); },
-     "call      the host's time in an eager dispatch and combine, p50"},
-    {with_call_time, "over", "bare d/c", 10,
-     [](const json &row) {
-         return fmt::format("{:.2f}/{:.2f}", value(row, "dispatch_call_us") / value(row, "dispatch_bare_us"),
-                            value(row, "combine_call_us") / value(row, "combine_bare_us"));
-     },
-     "over bare that time over a bare cudaLaunchKernelExC with as many parameter bytes, in between"},
-    {with_baseline, "AG+RS", "us p50", 9, [](const json &row) { return number(value(row, "baseline_pair_us_p50")); },
-     "AG+RS     the pair by all-gather and reduce-scatter of the same tokens, in the same processes"},
-    {with_baseline, "pair /", "AG+RS", 7,
-     [](const json &row) { return fmt::format("{:.2f}", value(row, "pair_us_p50") / value(row, "baseline_pair_us_p50")); },
-     nullptr},
-    {always, "space", "MiB", 9, [](const json &row) { return fmt::format("{:.1f}", value(row, "workspace_mib")); },
-     "space     one rank's workspace"},
-    {always, "skew of", "rows", 7, [](const json &row) { return fmt::format("{:.2f}", value(row, "skew")); },
-     "skew      received rows of a rank, most over mean"},
-    {always, "checked", "", 7, [](const json &row) { return row.at("checked").get<std::string>(); }, nullptr},
-};
-
 std::string cell(const Column &column, const std::string &text) {
     return column.width < 0 ? fmt::format("{:<{}}", text, -column.width) : fmt::format("{:>{}}", text, column.width);
-}
-
-void print_line(std::string line) {
-    line.resize(line.find_last_not_of(' ') + 1);
-    fmt::print("{}\n", line);
-}
-
-bool shown(const Column &column, const PairOptions &options, double push_gbps) {
-    const bool cuda = options.device == "cuda";
-    switch (column.show) {
-        case on_host: return !cuda;
-        case with_push: return push_gbps > 0;
-        case on_cuda: return cuda;
-        case with_budgets: return options.sm_budgets != std::vector<int>{0};
-        case with_jitter: return options.jitter;
-        case with_call_time: return options.call_time;
-        case with_baseline: return options.baseline;
-        default: return true;
-    }
 }
 
 }  // namespace
@@ -148,35 +53,37 @@ void write_json(const std::string &path, const nlohmann::json &document) {
     }
 }
 
-Report::Report(const PairOptions &options, std::string command)
-    : options_(options),
+Report::Report(const RunOptions &run, Table table, const std::string &command)
+    : run_(run),
+      table_(std::move(table)),
       document_(document_head(command)) {
     document_["rows"] = nlohmann::json::array();
+    document_["wrong"] = nlohmann::json::array();
 }
 
 void Report::note(const std::string &text) {
     notes_.push_back(text);
 }
 
-void Report::set_push_gbps(double gbps) {
-    push_gbps_ = gbps;
-    document_["push_gbps"] = gbps;
-}
-
 void Report::take(int rank, const nlohmann::json &message) {
     if (message.contains("at")) {
-        if (rank == 0) {
+        if (rank == 0 && !table_.totals) {
             progress_.show(message["at"]);
         }
+        return;
+    }
+    if (message.contains("progress")) {
+        const json &totals = document_["totals"] = message["progress"];
+        wrong_ = wrong_ || totals["wrong"] != 0;
+        progress_.show(table_.totals(totals));
         return;
     }
     progress_.clear();
     if (message.contains("row")) {
         json row = message["row"];
         wrong_ = wrong_ || row["checked"] == "WRONG";
-        if (push_gbps_ > 0) {
-            row["push_share"] = row["wire_gbps"].get<double>() / push_gbps_;
-            row["bytes_us"] = row["bytes_crossed"].get<double>() / push_gbps_ * 1e-3;
+        if (table_.complete) {
+            table_.complete(row);
         }
         document_["rows"].push_back(row);
         print_row(row);
@@ -187,7 +94,8 @@ void Report::take(int rank, const nlohmann::json &message) {
         note(message["note"]);
     } else if (message.contains("wrong")) {
         wrong_ = true;
-        fmt::print(stderr, "rank {}: {}\n", rank, message["wrong"].get<std::string>());
+        document_["wrong"].push_back({{"rank", rank}, {"what", message["wrong"]}});
+        fmt::print(stderr, "rank {}: WRONG: {}\n", rank, message["wrong"].get<std::string>());
     } else if (message.contains("error")) {
         const bool stopped = message.contains("stopped") && message["stopped"].get<bool>();
         document_["errors"].push_back({{"rank", rank}, {"text", message["error"]}});
@@ -199,7 +107,7 @@ void Report::take(int rank, const nlohmann::json &message) {
 }
 
 void Report::print_head() {
-    if (options_.json == "-" || head_printed_) {
+    if (run_.json == "-" || head_printed_) {
         return;
     }
     head_printed_ = true;
@@ -208,34 +116,32 @@ void Report::print_head() {
     for (size_t i = 1; i < devices.size() && document_["device"] == "cuda"; ++i) {
         names += fmt::format(", {}", devices[i].get<std::string>());
     }
-    fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), options_.ranks,
-               options_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
-    const std::string sent = options_.send == "rows" ? "" : " sent as " + options_.send;
-    fmt::print("{}, hidden {} {}{}, top-{} of {} experts, {}\n\n", options_.manager, options_.hidden, options_.dtype, sent,
-               options_.topk, options_.experts, options_.graph ? "graph replay" : "eager calls");
+    fmt::print("MoELink {}\n{} ranks as {} on {}: {}\n", moelink_version_string(), run_.ranks,
+               run_.threads ? "threads" : "processes", document_["device"].get<std::string>(), names);
+    fmt::print("{}\n\n", table_.title);
+    if (!table_.columns.empty()) {
+        print_heads();
+    }
+    std::fflush(stdout);
+}
+
+void Report::print_heads() {
     std::string heads;
     std::string units;
-    for (const Column &column : columns) {
-        if (!shown(column, options_, push_gbps_)) {
-            continue;
-        }
+    for (const Column &column : table_.columns) {
         heads += cell(column, column.head) + ' ';
         units += cell(column, column.unit) + ' ';
     }
     print_line(heads);
     print_line(units);
-    std::fflush(stdout);
 }
 
 void Report::print_row(const nlohmann::json &row) {
-    if (options_.json == "-") {
+    if (run_.json == "-") {
         return;
     }
     std::string line;
-    for (const Column &column : columns) {
-        if (!shown(column, options_, push_gbps_)) {
-            continue;
-        }
+    for (const Column &column : table_.columns) {
         std::string text = "-";
         try {
             text = column.text(row);
@@ -248,40 +154,49 @@ void Report::print_row(const nlohmann::json &row) {
     std::fflush(stdout);
 }
 
+void Report::print_foot() {
+    fmt::print("\nEvery time is the slowest rank's.\n");
+    for (const Column &column : table_.columns) {
+        if (column.legend != nullptr) {
+            fmt::print("{}\n", column.legend);
+        }
+    }
+    for (const std::string &text : table_.remarks) {
+        fmt::print("{}\n", text);
+    }
+    for (const std::string &text : notes_) {
+        fmt::print("Note: {}.\n", text);
+    }
+    uint64_t compared = 0;
+    bool all = true;
+    for (const auto &row : document_["rows"]) {
+        compared += row["values_compared"].get<uint64_t>();
+        all = all && row["checked"] == "yes";
+    }
+    if (all && document_["ok"].get<bool>()) {
+        fmt::print("All {} values compared were right.\n", compared);
+    }
+}
+
 int Report::finish(bool every_rank_ended) {
     progress_.clear();
-    document_["settings"] = options_;
     document_["notes"] = notes_;
-    const bool good = every_rank_ended && !wrong_ && errors_ == 0;
-    document_["ok"] = good;
+    document_["ok"] = every_rank_ended && !wrong_ && errors_ == 0;
     const auto &rows = document_["rows"];
-    if (options_.json != "-" && !rows.empty()) {
-        fmt::print("\nEvery time is the slowest rank's.\n");
-        for (const Column &column : columns) {
-            if (column.legend != nullptr && shown(column, options_, push_gbps_)) {
-                fmt::print("{}\n", column.legend);
-            }
+    if (run_.json != "-") {
+        if (!rows.empty()) {
+            print_foot();
         }
-        if (push_gbps_ > 0) {
-            fmt::print("The push rate of this run is {:.0f} GB/s.\n", push_gbps_);
-        }
-        for (const std::string &text : notes_) {
-            fmt::print("Note: {}.\n", text);
-        }
-        uint64_t compared = 0;
-        for (const auto &row : rows) {
-            compared += row["values_compared"].get<uint64_t>();
-        }
-        if (good && options_.check) {
-            fmt::print("All {} values compared were right.\n", compared);
+        if (document_.contains("totals")) {
+            fmt::print("{}\n", table_.totals(document_["totals"]));
         }
         std::fflush(stdout);
     }
-    if (!rows.empty()) {
-        compare(peers_, document_, options_.json != "-");
+    if (!rows.empty() && table_.finish) {
+        table_.finish(document_, run_.json != "-");
     }
-    if (!options_.json.empty()) {
-        write_json(options_.json, document_);
+    if (!run_.json.empty()) {
+        write_json(run_.json, document_);
     }
     if (!every_rank_ended || errors_ > 0) {
         fmt::print(stderr, "moelink-perf: not every rank came to its end; the errors above say why\n");

@@ -6,35 +6,34 @@
 
 #include <nlohmann/json.hpp>
 
-#include "compare.hpp"
 #include "options.hpp"
 #include "progress.hpp"
+#include "table.hpp"
 
 namespace perf {
 
 class Report {
 public:
-    Report(const PairOptions &options, std::string command);
+    Report(const RunOptions &run, Table table, const std::string &command);
 
     // A message of a rank (see channel.hpp and launcher.hpp).
     void take(int rank, const nlohmann::json &message);
     void note(const std::string &text);
-    // The rate at which GPUs push to each other, measured in this run [GB/s]; before the first message.
-    void set_push_gbps(double gbps);
-    // Figures to set the rows beside.
-    void set_peers(std::vector<Peers> peers) { peers_ = std::move(peers); }
+    // What the JSON file says beside the rows.
+    void say(const std::string &key, nlohmann::json value) { document_[key] = std::move(value); }
     // The table's last line and its legend; writes the JSON file. Returns the program's exit code.
     int finish(bool every_rank_ended);
 
 private:
     void print_head();
+    void print_heads();
     void print_row(const nlohmann::json &row);
+    void print_foot();
 
-    const PairOptions &options_;
+    const RunOptions &run_;
+    Table table_;
     nlohmann::json document_;
     std::vector<std::string> notes_;
-    std::vector<Peers> peers_;
-    double push_gbps_ = 0;
     bool head_printed_ = false;
     Progress progress_;
     bool wrong_ = false;

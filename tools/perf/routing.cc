@@ -132,7 +132,19 @@ Routing drawn_routing(const PairOptions &options, const std::string &spec, int r
     return routing;
 }
 
-// Where fewer experts than topk have any load, the others get a little, so that a draw without replacement can end.
+// Of a token's experts in a group of `slice_of` ranks, those of the one peer, as that peer's experts here; the others masked.
+void keep_slice(const PairOptions &options, int rank, std::vector<int32_t> &ids) {
+    const int peer = 1 - rank;
+    const int first = first_expert(peer, options.experts, options.slice_of);
+    const int last = first_expert(peer + 1, options.experts, options.slice_of);
+    const int first_here = first_expert(peer, options.experts, options.ranks);
+    for (int32_t &id : ids) {
+        id = id >= first && id < last ? id - first + first_here : -1;
+    }
+}
+
+}  // namespace
+
 void lift_zeros(Routing &routing, int topk) {
     double sum = 0;
     size_t loaded = 0;
@@ -151,8 +163,6 @@ void lift_zeros(Routing &routing, int topk) {
         fmt::format("{}{}: only {} experts have any load, top-k is {}; every expert got a millionth of the sum in addition",
                     routing.note.empty() ? "" : "; ", routing.name, loaded, topk);
 }
-
-}  // namespace
 
 std::vector<Routing> make_routings(PairOptions &options) {
     // Files first: they say how many experts and ids a token there are.
@@ -173,7 +183,7 @@ std::vector<Routing> make_routings(PairOptions &options) {
     std::vector<Routing> routings;
     for (size_t i = 0; i < found.size(); ++i) {
         if (found[i].empty()) {
-            found[i].push_back(drawn_routing(options, options.routing[i], options.ranks));
+            found[i].push_back(drawn_routing(options, options.routing[i], options.slice_of > 0 ? options.slice_of : options.ranks));
         }
         for (auto &routing : found[i]) {
             lift_zeros(routing, options.topk);
@@ -218,6 +228,9 @@ std::vector<int32_t> route(const Routing &routing, const PairOptions &options, i
         for (size_t k = 0; options.mask > 0 && k < topk; ++k) {
             row[k] = random.next() < options.mask ? -1 : row[k];
         }
+    }
+    if (options.slice_of > 0) {
+        keep_slice(options, rank, ids);
     }
     return ids;
 }

@@ -23,8 +23,12 @@ struct Routing {
 // user left them to the files. Throws std::runtime_error or std::invalid_argument with what is wrong.
 std::vector<Routing> make_routings(PairOptions &options);
 
+// Where fewer experts than topk have any load, the others get a little, so that a draw without replacement can end; the note says so.
+void lift_zeros(Routing &routing, int topk);
+
 // [tokens, topk] expert ids of a rank. Draws without replacement with probability proportional to the loads; a share `mask` of
-// the ids is replaced by -1.
+// the ids is replaced by -1. With options.slice_of, the tokens are those of ranks 0 and 1 of that larger group, and only the experts of the
+// one peer are left.
 std::vector<int32_t> route(const Routing &routing, const PairOptions &options, int rank, int64_t tokens);
 // [tokens, topk] positive weights; each row sums to 1.
 std::vector<float> draw_weights(const PairOptions &options, int rank, int64_t tokens);

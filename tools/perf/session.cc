@@ -5,19 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "rank.hpp"
-
 namespace perf {
-
-void must(moelink_status status, const char *call) {
-    if (status == MOELINK_OK) {
-        return;
-    }
-    const std::string text = moelink_last_error();  // begins with the call
-    const char *name = moelink_status_name(status);
-    throw std::runtime_error(text.empty() ? fmt::format("{}: {} ({})", call, moelink_status_string(status), name)
-                                          : fmt::format("{} ({})", text, name));
-}
 
 int32_t manager_kind(const std::string &name) {
     std::string known;
@@ -77,6 +65,32 @@ Session::~Session() {
     } catch (const std::exception &) {
         // The device's error was reported where it first came up.
     }
+}
+
+void Session::introduce(Channel &channel) const {
+    struct Name {
+        char text[128];
+    };
+    Name mine{};
+    const std::string described = device().describe();
+    std::memcpy(mine.text, described.data(), std::min(described.size(), sizeof mine.text - 1));
+    const auto names = gather(mine);
+    if (rank_ != 0) {
+        return;
+    }
+    nlohmann::json devices = nlohmann::json::array();
+    for (const Name &name : names) {
+        devices.push_back(name.text);
+    }
+    channel.send({{"setting", {{"devices", devices}, {"device", on_cuda_ ? "cuda" : "host"}}}});
+    if (!start_note_.empty()) {
+        channel.send({{"note", start_note_}});
+    }
+}
+
+void Session::finish(Channel &channel, uint64_t wrong) const {
+    must(moelink_group_finalize(group()), "moelink_group_finalize");
+    channel.send({{"done", wrong}});
 }
 
 void Session::align() const {
@@ -361,16 +375,12 @@ std::vector<char> Job::output_on_host(int which) const {
     return output;
 }
 
-namespace {
-
-void flip(Device &device, void *value) {
+void flip_byte(Device &device, void *value) {
     unsigned char byte = 0;
     device.copy_out(&byte, value, 1);
     byte ^= 1;  // the last bit of a mantissa
     device.copy_in(value, &byte, 1);
 }
-
-}  // namespace
 
 void Job::corrupt_received() {
     session_.device().sync();
@@ -378,8 +388,8 @@ void Job::corrupt_received() {
     session_.device().copy_out(counts.data(), view_.recv_counts, counts.size() * sizeof(int32_t));
     for (size_t source = 0; source < counts.size(); ++source) {
         if (counts[source] > 0) {
-            flip(session_.device(),
-                 static_cast<char *>(view_rows_[0].data) + source * static_cast<uint64_t>(view_.slots_per_rank) * view_stride(0));
+            flip_byte(session_.device(),
+                      static_cast<char *>(view_rows_[0].data) + source * static_cast<uint64_t>(view_.slots_per_rank) * view_stride(0));
             return;
         }
     }

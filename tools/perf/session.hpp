@@ -8,14 +8,21 @@
 
 #include <moelink/moelink.h>
 
+#include "channel.hpp"
 #include "check.hpp"
 #include "device.hpp"
 #include "options.hpp"
+#include "status.hpp"
 
 namespace perf {
 
-// Throws std::runtime_error with the call, the status and the library's text.
-void must(moelink_status status, const char *call);
+// MOELINK_MANAGER_* of a name such as "one-sided". Throws std::invalid_argument.
+int32_t manager_kind(const std::string &name);
+// MOELINK_MEMORY_* of a name such as "posix-fd" or "auto". Throws std::invalid_argument.
+int32_t provider_of(const std::string &name);
+
+// Changes one byte of device memory, for self-tests.
+void flip_byte(Device &device, void *value);
 
 struct GroupCloser {
     void operator()(moelink_group *group) const { moelink_group_destroy(group); }
@@ -46,6 +53,10 @@ public:
     // Why ranks are aligned by the group's barrier and not on the device; "" when they are aligned on the device.
     const std::string &start_note() const { return start_note_; }
 
+    // What runs here, from rank 0. Collective.
+    void introduce(Channel &channel) const;
+    // Leaves the group together with the others, with the number of wrong values. Collective.
+    void finish(Channel &channel, uint64_t wrong) const;
     void barrier() const { must(moelink_group_barrier(group()), "moelink_group_barrier"); }
     // Starts ranks together: on the device in stream order, or by the group's barrier.
     void align() const;

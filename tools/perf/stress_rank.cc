@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 
-#include "rank.hpp"
 #include "session.hpp"
 #include "stress_chapter.hpp"
 
@@ -132,19 +131,15 @@ private:
 
 }  // namespace
 
-uint64_t run_stress_rank(const StressOptions &options, const std::function<moelink_group *()> &join, Channel &channel) {
-    PairOptions common;
-    common.device = options.device;
-    common.ranks = options.ranks;
-    common.timeout = options.timeout;
-    common.provider = options.provider;
-    common.experts = 1;
+void run_stress_rank(const StressOptions &options, const Join &join, Channel &channel) {
+    PairOptions pair;
+    static_cast<RunOptions &>(pair) = options;
+    pair.provider = options.provider;
+    pair.experts = 1;
     channel.send({{"at", "joining the group"}});
-    Session session(common, join());
-    send_setting(session, channel);
-    const uint64_t wrong = StressRun(options, session, channel).run();
-    must(moelink_group_finalize(session.group()), "moelink_group_finalize");
-    return wrong;
+    Session session(pair, join());
+    session.introduce(channel);
+    session.finish(channel, StressRun(options, session, channel).run());
 }
 
 }  // namespace perf

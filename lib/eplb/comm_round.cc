@@ -1,0 +1,370 @@
+#include "eplb/comm_round.hpp"
+
+#include "base/log.hpp"
+#include "group/agreement.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace moelink::eplb {
+
+namespace {
+
+enum Kind : uint32_t {
+    kind_offer = 1,
+    kind_abort = 2,  // item: the status, negated; the text follows
+};
+constexpr uint32_t first_backend_kind = 16;
+
+// Messages of later rounds that are kept; a peer cannot be further ahead than one round.
+constexpr size_t most_early = 4096;
+
+// Follows the head of an offer; then the items, then the experts wanted.
+struct OfferHead {
+    uint64_t context;
+    int32_t layer;
+    uint32_t items;
+    uint32_t wants;
+    uint32_t reserved;
+};
+struct OfferItem {
+    int32_t expert;
+    int32_t slot;
+    uint64_t code;
+};
+
+// A rank's word on how its part went.
+struct Vote {
+    uint64_t generation;
+    uint64_t context;
+    int32_t status;
+    int32_t lost;
+};
+
+Deadline part_of(const Deadline &deadline, uint64_t numerator, uint64_t denominator) {
+    return Deadline::after_ns(deadline.left_ns() / denominator * numerator);
+}
+
+bool by_expert(const Transfer *a, const Transfer *b) { return a->expert < b->expert; }
+
+}  // namespace
+
+Exchange::Exchange(const Place &place, Round &round, RoundMemory &memory, uint64_t context, bool checked)
+    : place_(place), round_(round), memory_(memory), context_(context), checked_(checked) {
+    for (Transfer &send : round.sends) peers_[send.peer].sends.push_back(&send);
+    for (Transfer &receive : round.receives) peers_[receive.peer].receives.push_back(&receive);
+    for (auto &[rank, peer] : peers_) {
+        std::sort(peer.sends.begin(), peer.sends.end(), by_expert);
+        std::sort(peer.receives.begin(), peer.receives.end(), by_expert);
+        if (rank == place.group.rank()) continue;
+        peer.missing = peer.receives.size();
+        missing_ += peer.missing;
+        flying_.insert(flying_.end(), peer.receives.begin(), peer.receives.end());
+    }
+}
+
+void Exchange::run(const Deadline &deadline) {
+    started_ = Deadline::clock::now();
+    deadline_ = deadline;
+    // What is left afterwards is for the agreement, which names whoever did not come at all.
+    round_.deadline = part_of(deadline, 3, 4);
+    log(MOELINK_LOG_DEBUG, "round {}: rank {} begins", round_.generation, place_.group.rank());
+    bool agreed = false;
+    Outcome end;
+    try {
+        guarded([&] { prepare(); });
+        guarded([&] { send_offers(); });
+        std::deque<Message> early;
+        early.swap(memory_.early);
+        for (const Message &message : early) on_message(message);
+        if (place_.kind.together) {
+            wait_until([&] { return all_ready(); });
+            agree(deadline);
+            moving_ = true;
+            guarded([&] {
+                for (auto &[rank, peer] : peers_) {
+                    if (rank != place_.group.rank() && outcome_.status == MOELINK_OK) place_.backend.ready(rank);
+                }
+            });
+        }
+        wait_until([&] { return all_ready() && all_landed(); });
+        agree(deadline);
+        agreed = true;
+    } catch (const Error &error) {
+        end = {error.status(), error.text()};
+        std::string ignored;
+        if (place_.group.fault(&ignored) != MOELINK_OK) lost_ = true;
+    }
+    const Outcome stopped = attempt([&] { place_.backend.end(agreed); });
+    if (stopped.status != MOELINK_OK) lost_ = true;
+    if (!agreed) throw Error(end.status, end.text);
+    if (stopped.status != MOELINK_OK) throw Error(stopped.status, stopped.text);
+}
+
+template <class Body>
+void Exchange::guarded(Body &&body) noexcept {
+    try {
+        body();
+    } catch (const LostRound &error) {
+        failed(error.status(), error.text(), true);
+    } catch (const Error &error) {
+        failed(error.status(), error.text(), error.status() <= MOELINK_ERR_DEVICE);
+    } catch (const std::bad_alloc &) {
+        failed(MOELINK_ERR_OUT_OF_MEMORY, "host memory is exhausted");
+    } catch (const std::exception &error) {
+        failed(MOELINK_ERR_INTERNAL, error.what());
+    }
+}
+
+// The first failure is kept. A peer that may still wait for this rank is told by send_offers and on_offer.
+void Exchange::failed(moelink_status status, std::string text, bool lost) {
+    lost_ = lost_ || lost;
+    if (outcome_.status != MOELINK_OK) return;
+    outcome_ = {status, std::move(text)};
+    place_.backend.give_up();
+}
+
+void Exchange::prepare() {
+    place_.device.synchronize(round_.stream);
+    if (checked_) {
+        for (auto &[rank, peer] : peers_) {
+            if (rank == place_.group.rank()) continue;
+            for (Transfer *send : peer.sends) send->code = code_of(place_.device, send->rows, memory_.room, round_.stream);
+        }
+    }
+    move_inside();
+    place_.backend.begin(round_);
+}
+
+void Exchange::move_inside() {
+    auto found = peers_.find(place_.group.rank());
+    if (found == peers_.end()) return;
+    Peer &self = found->second;
+    auto experts = [](const std::vector<Transfer *> &list) {
+        std::vector<int32_t> result;
+        for (const Transfer *one : list) result.push_back(one->expert);
+        return result;
+    };
+    if (experts(self.sends) != experts(self.receives)) {
+        fail(MOELINK_ERR_MISMATCH, "layer {}: of the transfers inside the rank, sends and receives are not of the same experts",
+             round_.layer->number);
+    }
+    for (size_t i = 0; i < self.sends.size(); ++i) {
+        copy_strips(place_.device, self.receives[i]->rows, self.sends[i]->rows, round_.stream);
+        self.receives[i]->landed = true;
+    }
+}
+
+void Exchange::send_offers() {
+    for (auto &[rank, peer] : peers_) {
+        if (rank == place_.group.rank()) continue;
+        if (outcome_.status != MOELINK_OK) {
+            send_abort(rank);
+        } else {
+            send_offer(rank, peer);
+        }
+    }
+    log(MOELINK_LOG_DEBUG, "round {}: rank {} has sent its offers", round_.generation, place_.group.rank());
+}
+
+void Exchange::send_offer(int to, Peer &peer) {
+    const OfferHead head{context_, round_.layer->number, static_cast<uint32_t>(peer.sends.size()),
+                         static_cast<uint32_t>(peer.receives.size()), 0};
+    Bytes body(sizeof head + peer.sends.size() * sizeof(OfferItem) + peer.receives.size() * sizeof(int32_t));
+    uint8_t *at = body.data();
+    auto put = [&](const auto &value) {
+        std::memcpy(at, &value, sizeof value);
+        at += sizeof value;
+    };
+    put(head);
+    for (const Transfer *send : peer.sends) put(OfferItem{send->expert, send->slot, send->code});
+    for (const Transfer *receive : peer.receives) put(receive->expert);
+    peer.offered = true;
+    place_.group.send(to, make_message({round_.generation, kind_offer, 0, 0, body.size()}, body.data(), body.size()), deadline_);
+}
+
+void Exchange::send_abort(int to) {
+    const MessageHead head{round_.generation, kind_abort, static_cast<uint32_t>(-outcome_.status), 0, outcome_.text.size()};
+    place_.group.send(to, make_message(head, outcome_.text.data(), outcome_.text.size()), deadline_);
+}
+
+bool Exchange::all_ready() const {
+    return std::all_of(peers_.begin(), peers_.end(),
+                       [&](const auto &entry) { return entry.second.ready || entry.first == place_.group.rank(); });
+}
+
+void Exchange::wait_until(const std::function<bool()> &reached) {
+    auto done = [&] { return outcome_.status != MOELINK_OK || reached(); };
+    if (!place_.group.attend(*this, done, round_.deadline)) {
+        failed(MOELINK_ERR_TIMEOUT, fmt::format("round {}: {}", round_.generation, missing_text()), moving_);
+    }
+}
+
+std::string Exchange::missing_text() const {
+    std::string text;
+    for (const auto &[rank, peer] : peers_) {
+        if (rank == place_.group.rank() || (peer.ready && peer.missing == 0)) continue;
+        text += fmt::format("{}{} of rank {}", text.empty() ? "waited in vain for " : ", ",
+                            peer.ready ? fmt::format("{} experts", peer.missing) : "the offer", rank);
+    }
+    return text;
+}
+
+void Exchange::agree(const Deadline &deadline) {
+    log(MOELINK_LOG_DEBUG, "round {}: rank {} votes", round_.generation, place_.group.rank());
+    const Vote mine{round_.generation, context_, outcome_.status, lost_ ? 1 : 0};
+    std::vector<Vote> votes;
+    try {
+        votes = place_.group.allgather(mine, deadline, this);
+    } catch (const Error &error) {
+        if (outcome_.status == MOELINK_OK || error.status() != MOELINK_ERR_TIMEOUT) throw;
+        throw Error(error.status(), fmt::format("{}; {}", outcome_.text, error.text()));
+    }
+    size_t other = 0;
+    bool refused = false;  // by the votes alone, which are the same everywhere: what failed here since is the next vote's
+    for (size_t rank = 0; rank < votes.size(); ++rank) {
+        if (votes[rank].generation != mine.generation) {
+            lost_ = true;
+            fail(MOELINK_ERR_MISMATCH, "rank {} is in round {} and rank {} in round {}", place_.group.rank(), mine.generation, rank,
+                 votes[rank].generation);
+        }
+        lost_ = lost_ || votes[rank].lost != 0;
+        refused = refused || votes[rank].status != MOELINK_OK;
+        if (votes[rank].context == 0) continue;
+        if (votes[other].context == 0) other = rank;
+        if (votes[rank].context != votes[other].context && !refused) {
+            refused = true;
+            failed(MOELINK_ERR_MISMATCH, fmt::format("the layers or old_indices of rank {} and rank {} differ", other, rank));
+        }
+    }
+    if (refused) {
+        settle(place_.group, outcome_, Deadline::after_ns(std::max(deadline.left_ns(), uint64_t{1'000'000'000})));
+    }
+    log(MOELINK_LOG_DEBUG, "round {}: rank {} knows that all agree", round_.generation, place_.group.rank());
+}
+
+void Exchange::on_message(const Message &message) noexcept {
+    guarded([&] {
+        MessageHead head{};
+        if (message.payload.bytes < sizeof head) fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message that is too short", message.from);
+        std::memcpy(&head, message.payload.data, sizeof head);
+        if (head.generation < round_.generation) {
+            ++memory_.stale_messages;
+            return;
+        }
+        if (head.generation > round_.generation) {
+            if (memory_.early.size() < most_early) memory_.early.push_back(message);
+            return;
+        }
+        const uint8_t *body = message.payload.data + sizeof head;
+        const uint64_t bytes = message.payload.bytes - sizeof head;
+        if (head.kind == kind_offer) return on_offer(message.from, body, bytes);
+        if (head.kind == kind_abort) {
+            log(MOELINK_LOG_DEBUG, "round {}: rank {} is told by rank {} to give up", round_.generation, place_.group.rank(), message.from);
+            return failed(-static_cast<int32_t>(head.item), fmt::format("rank {}: {}", message.from, std::string(body, body + bytes)));
+        }
+        if (head.kind < first_backend_kind) fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message of kind {}", message.from, head.kind);
+        place_.backend.on_message(message.from, head, message.payload);
+    });
+}
+
+void Exchange::on_offer(int from, const uint8_t *body, uint64_t bytes) {
+    // A rank that this one has nothing to do with: match says what contradicts.
+    const bool known = peers_.count(from) != 0;
+    Peer none;
+    Peer &peer = known ? peers_[from] : none;
+    guarded([&] { match(from, peer, body, bytes); });
+    if (outcome_.status != MOELINK_OK) return send_abort(from);
+    peer.ready = true;
+    settle_waits(from, peer);
+    log(MOELINK_LOG_DEBUG, "round {}: rank {} has the offer of rank {}", round_.generation, place_.group.rank(), from);
+    if (!place_.kind.together) place_.backend.ready(from);
+}
+
+void Exchange::match(int from, Peer &peer, const uint8_t *body, uint64_t bytes) {
+    OfferHead head{};
+    if (bytes >= sizeof head) std::memcpy(&head, body, sizeof head);
+    if (bytes != sizeof head + uint64_t{head.items} * sizeof(OfferItem) + uint64_t{head.wants} * sizeof(int32_t)) {
+        fail(MOELINK_ERR_PROTOCOL, "rank {} sent an offer that is not well formed", from);
+    }
+    const int me = place_.group.rank();
+    if (round_.layer != nullptr && head.layer != round_.layer->number) {
+        fail(MOELINK_ERR_MISMATCH, "rank {} moves layer {} and rank {} layer {}", me, round_.layer->number, from, head.layer);
+    }
+    if (context_ != 0 && head.context != context_) {
+        fail(MOELINK_ERR_MISMATCH, "layer {}: old_indices or the layer's shape are not the same on rank {} and rank {}", head.layer, me,
+             from);
+    }
+    const uint8_t *at = body + sizeof head;
+    auto next = [&](auto value) {
+        std::memcpy(&value, at, sizeof value);
+        at += sizeof value;
+        return value;
+    };
+    // Both lists are by expert, so the first difference tells who lacks what.
+    auto differ = [&](int sender, int receiver, bool sender_lacks, int32_t expert) {
+        fail(MOELINK_ERR_MISMATCH, "layer {}: expert {} is to go from rank {} to rank {}, and rank {} has queued no {}", head.layer, expert,
+             sender, receiver, sender_lacks ? sender : receiver, sender_lacks ? "send" : "receive");
+    };
+    size_t mine = 0;
+    for (uint32_t item = 0; item < head.items; ++item) {
+        const OfferItem offered = next(OfferItem{});
+        if (mine == peer.receives.size() || offered.expert < peer.receives[mine]->expert) differ(from, me, false, offered.expert);
+        if (offered.expert > peer.receives[mine]->expert) differ(from, me, true, peer.receives[mine]->expert);
+        Transfer &receive = *peer.receives[mine++];
+        receive.slot = offered.slot;
+        receive.code = offered.code;
+        receive.item = item;
+    }
+    if (mine < peer.receives.size()) differ(from, me, true, peer.receives[mine]->expert);
+    mine = 0;
+    for (uint32_t want = 0; want < head.wants; ++want) {
+        const int32_t expert = next(int32_t{});
+        if (mine == peer.sends.size() || expert < peer.sends[mine]->expert) differ(me, from, true, expert);
+        if (expert > peer.sends[mine]->expert) differ(me, from, false, peer.sends[mine]->expert);
+        ++mine;
+    }
+    if (mine < peer.sends.size()) differ(me, from, false, peer.sends[mine]->expert);
+}
+
+bool Exchange::poll() noexcept {
+    bool busy = false;
+    guarded([&] {
+        busy = place_.backend.poll();
+        land();
+    });
+    return busy;
+}
+
+void Exchange::land() {
+    for (size_t i = 0; i < flying_.size();) {
+        Transfer &receive = *flying_[i];
+        if (!receive.landed) {
+            ++i;
+            continue;
+        }
+        flying_[i] = flying_.back();
+        flying_.pop_back();
+        Peer &peer = peers_[receive.peer];
+        --peer.missing;
+        --missing_;
+        settle_waits(receive.peer, peer);
+        log(MOELINK_LOG_DEBUG, "round {}: rank {} has expert {} of rank {}", round_.generation, place_.group.rank(), receive.expert,
+            receive.peer);
+        if (!checked_) continue;
+        ++memory_.checked_experts;
+        if (code_of(place_.device, receive.rows, memory_.room, round_.stream) != receive.code) {
+            fail(MOELINK_ERR_INTERNAL, "layer {}: expert {} of rank {} arrived with another code than it was sent with",
+                 round_.layer->number, receive.expert, receive.peer);
+        }
+    }
+}
+
+void Exchange::settle_waits(int rank, Peer &peer) {
+    if (peer.timed || !peer.ready || peer.missing != 0) return;
+    peer.timed = true;
+    memory_.wait_ns[static_cast<size_t>(rank)] +=
+        static_cast<uint64_t>(std::chrono::nanoseconds(Deadline::clock::now() - started_).count());
+}
+
+}  // namespace moelink::eplb

@@ -1,0 +1,60 @@
+// Staged: every expert goes through host memory.
+#include "eplb/pull.hpp"
+#include "group/agreement.hpp"
+
+namespace moelink::eplb {
+
+namespace {
+
+class Staged final : public CommBackend {
+public:
+    explicit Staged(const CommBackendParams &params) : group_(params.group), pull_(params) {}
+
+    void begin(Round &round) override {
+        round_ = &round;
+        pull_.begin(round);
+    }
+    void ready(int peer) override {
+        for (Transfer &receive : round_->receives) {
+            if (receive.peer == peer) pull_.fetch(receive);
+        }
+    }
+    void on_message(int from, const MessageHead &head, const Payload &payload) override { pull_.on_message(from, head, payload); }
+    bool poll() override { return pull_.poll(); }
+    void give_up() noexcept override { pull_.give_up(); }
+    void end(bool) override { pull_.end(); }
+
+    uint64_t host_bytes() const override { return pull_.host_bytes(); }
+    void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staged_peers = group_.size() - 1; }
+
+private:
+    Group &group_;
+    Round *round_ = nullptr;
+    Pull pull_;
+};
+
+moelink_status available(int32_t device, std::string *why) { return device_available(device, why); }
+
+std::unique_ptr<CommBackend> make(const CommBackendParams &params) {
+    std::unique_ptr<CommBackend> made;
+    step(params.group, Deadline::after_ns(params.params.timeout_ns), [&] { made = std::make_unique<Staged>(params); });
+    return made;
+}
+
+}  // namespace
+
+uint64_t pull_host_bytes(int32_t device, const moelink_eplb_comm_params &params) {
+    return ChunkRing::bytes(params.chunk_bytes) * (device == MOELINK_DEVICE_CUDA ? 2 : 1);
+}
+
+const CommKind comm_staged_kind = {MOELINK_EPLB_COMM_STAGED,
+                                   "staged",
+                                   "torch_gloo gloo",
+                                   "through host memory and the group's own connections; needs nothing else",
+                                   false,
+                                   false,
+                                   available,
+                                   pull_host_bytes,
+                                   make};
+
+}  // namespace moelink::eplb

@@ -1,0 +1,102 @@
+// Experts through host memory and the group's own connections, at the receiver's pace: it asks for one chunk after the other, the
+// sender reads the chunk from its rows into a ring and sends it. What STAGED is, and READ where rows cannot be read.
+#pragma once
+
+#include "eplb/comm_backend.hpp"
+
+#include <atomic>
+#include <deque>
+#include <memory>
+
+namespace moelink::eplb {
+
+// Host memory for chunks in flight, pinned on CUDA; made once and used over and over. Shared, since what is being sent outlives
+// a round that is given up.
+class ChunkRing : public std::enable_shared_from_this<ChunkRing> {
+public:
+    static constexpr int slots = 8;
+    static uint64_t bytes(uint64_t chunk_bytes);
+    ChunkRing(const Device &device, uint64_t chunk_bytes);
+    ~ChunkRing();
+    ChunkRing(const ChunkRing &) = delete;
+    ChunkRing &operator=(const ChunkRing &) = delete;
+
+    // A free slot, now taken; -1 when there is none.
+    int take();
+    void give_back(int slot) noexcept { taken_[slot].store(false, std::memory_order_release); }
+    unsigned char *at(int slot) const { return memory_ + static_cast<uint64_t>(slot) * stride_; }
+    // The slot as a payload of a head and `bytes` of data; it comes back when that is out.
+    Payload lend(int slot, uint64_t bytes);
+
+private:
+    Device device_;
+    uint64_t stride_;
+    unsigned char *memory_ = nullptr;
+    std::atomic<bool> taken_[slots]{};
+};
+
+class Pull {
+public:
+    Pull(const CommBackendParams &params);
+    ~Pull();
+    Pull(const Pull &) = delete;
+    Pull &operator=(const Pull &) = delete;
+
+    void begin(Round &round);
+    // To be pulled; its sender is ready.
+    void fetch(Transfer &receive);
+    void give_up() noexcept { asking_.clear(); }
+    void on_message(int from, const MessageHead &head, const Payload &payload);
+    bool poll();
+    void end();
+    uint64_t host_bytes() const;
+
+private:
+    // A receive on its way.
+    struct Fetch {
+        Transfer *receive;
+        uint64_t bytes;
+        uint64_t asked;   // [bytes] from the start
+        uint64_t landed;  // [bytes]
+    };
+    // A chunk that a peer has asked for.
+    struct Request {
+        int peer;
+        MessageHead head;
+    };
+    // A chunk between device and ring.
+    struct Copy {
+        int slot;
+        Mark mark;
+        Request request;  // of what is sent; receives have a fetch instead
+        Fetch *fetch;
+    };
+
+    void ask();
+    void serve();
+    void receive(int from, const MessageHead &head, const Payload &payload);
+    void advance_copies();
+    void arrived(Fetch &fetch, uint64_t bytes);
+    const Transfer &sent(int peer, uint32_t item) const;
+
+    Group &group_;
+    const Device &device_;
+    const std::vector<ProcessPlace> places_;
+    const uint64_t chunk_bytes_;
+    std::shared_ptr<ChunkRing> ring_;
+    std::shared_ptr<ChunkRing> landing_;  // CUDA: where chunks wait to be copied to the device
+
+    Round *round_ = nullptr;
+    std::map<int, std::vector<const Transfer *>> sends_;  // by peer, in the order of items
+    std::deque<Fetch> wanted_;                            // a deque: its elements stay where they are
+    std::deque<Fetch *> asking_;                          // those not asked for to the end, in turn
+    int in_flight_ = 0;                                   // chunks asked for
+    std::deque<Request> requests_;
+    std::deque<Message> parked_;                          // CUDA: chunks that wait for room in landing_
+    std::deque<Copy> copies_;                             // in stream order
+};
+
+// [bytes] of host memory that a Pull takes.
+uint64_t pull_host_bytes(int32_t device, const moelink_eplb_comm_params &params);
+
+}  // namespace moelink::eplb

@@ -1,0 +1,129 @@
+#include "eplb/transfer_slots.hpp"
+
+#include <algorithm>
+
+namespace moelink::eplb {
+
+TransferSlots::TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> new_map,
+                             std::vector<uint8_t> lost)
+    : topology_(topology),
+      held_(old_map.begin(), old_map.end()),
+      wanted_(old_map.size(), -1),
+      waits_(old_map.size(), 0),
+      copies_(size_t(experts)),
+      waiting_(size_t(experts)),
+      arriving_(size_t(experts)) {
+    for (size_t slot = 0; slot < held_.size(); ++slot) {
+        if (held_[slot] >= 0) copies_[size_t(held_[slot])].push_back(int(slot));
+        if (new_map[slot] < 0 || new_map[slot] == held_[slot] || lost[slot]) continue;
+        wanted_[slot] = new_map[slot];
+        waits_[slot] = 1;
+        waiting_[size_t(new_map[slot])].push_back(int(slot));
+        ++waiting_count_;
+    }
+}
+
+int TransferSlots::nearest(int32_t expert, int rank) const {
+    int least = MOELINK_EPLB_HOPS;
+    for (int copy : copies(expert)) least = std::min(least, topology_.hop(rank, topology_.rank_of(copy)));
+    return least;
+}
+
+bool TransferSlots::depends(int waiting, int slot) const {
+    int rank = topology_.rank_of(waiting);
+    int hop = topology_.hop(rank, topology_.rank_of(slot));
+    return hop <= nearest(held(slot), rank) && !arriving_within(held(slot), rank, hop);
+}
+
+bool TransferSlots::free(int slot) const {
+    int32_t expert = held(slot);
+    if (expert < 0) return true;
+    int rank = topology_.rank_of(slot);
+    int other = MOELINK_EPLB_HOPS;  // the next copy: who is nearer to this slot than that one has only this slot
+    for (int copy : copies(expert)) {
+        if (copy != slot) other = std::min(other, topology_.hop(rank, topology_.rank_of(copy)));
+    }
+    for (int waiting : waiting_[size_t(expert)]) {
+        int reader = topology_.rank_of(waiting);
+        int hop = topology_.hop(rank, reader);
+        if (hop < other && !arriving_within(expert, reader, hop)) return false;
+    }
+    return true;
+}
+
+int TransferSlots::local_copy(int32_t expert, int rank) const {
+    for (int copy : copies(expert)) {
+        if (topology_.rank_of(copy) == rank) return copy;
+    }
+    return -1;
+}
+
+int TransferSlots::arriving_at(int32_t expert, int rank) const {
+    for (int slot : arriving_[size_t(expert)]) {
+        if (topology_.rank_of(slot) == rank) return slot;
+    }
+    return -1;
+}
+
+bool TransferSlots::arriving_within(int32_t expert, int rank, int hop) const {
+    for (int slot : arriving_[size_t(expert)]) {
+        int other = topology_.hop(rank, topology_.rank_of(slot));
+        if (other < hop || other == MOELINK_EPLB_HOP_RANK) return true;
+    }
+    return false;
+}
+
+int TransferSlots::only_source(int slot) const {
+    int32_t expert = wanted(slot);
+    int rank = topology_.rank_of(slot);
+    int hop = nearest(expert, rank);
+    int source = -1;
+    for (int copy : copies(expert)) {
+        if (topology_.hop(rank, topology_.rank_of(copy)) != hop) continue;
+        if (source >= 0) return -1;
+        source = copy;
+    }
+    return source >= 0 && only_reader(source) == slot ? source : -1;
+}
+
+int TransferSlots::only_reader(int slot) const {
+    int reader = -1;
+    for (int waiting : waiting_[size_t(held(slot))]) {
+        if (!depends(waiting, slot)) continue;
+        if (reader >= 0) return -1;
+        reader = waiting;
+    }
+    return reader;
+}
+
+void TransferSlots::serve(int slot) {
+    waits_[size_t(slot)] = 0;
+    --waiting_count_;
+    std::vector<int> &waiting = waiting_[size_t(wanted(slot))];
+    waiting.erase(std::find(waiting.begin(), waiting.end(), slot));
+}
+
+void TransferSlots::arrive(int slot) {
+    serve(slot);
+    std::vector<int> &arriving = arriving_[size_t(wanted(slot))];
+    if (arriving.empty()) arrived_.push_back(wanted(slot));
+    arriving.push_back(slot);
+}
+
+void TransferSlots::fill(int slot) {
+    if (held(slot) >= 0) {
+        std::vector<int> &copies = copies_[size_t(held(slot))];
+        copies.erase(std::find(copies.begin(), copies.end(), slot));
+    }
+    held_[size_t(slot)] = wanted(slot);
+    filled_.push_back(slot);
+}
+
+void TransferSlots::end_batch() {
+    for (int slot : filled_) copies_[size_t(held(slot))].push_back(slot);
+    for (int32_t expert : arrived_) arriving_[size_t(expert)].clear();
+    filled_.clear();
+    arrived_.clear();
+}
+
+}  // namespace moelink::eplb

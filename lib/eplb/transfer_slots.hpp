@@ -1,0 +1,64 @@
+// What the slots of one layer hold on the way from the old map to the new one, and who still needs it.
+#pragma once
+
+#include "eplb/topology.hpp"
+
+#include <span>
+#include <vector>
+
+namespace moelink::eplb {
+
+// A slot *waits* for an expert until that is on its way into it. It is then *filled*, and counts as a copy from the next batch on:
+// what a batch sends was there before it.
+class TransferSlots {
+public:
+    // lost [slots] marks slots of the new map whose expert nobody holds: they stay as they are.
+    TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> new_map,
+                  std::vector<uint8_t> lost);
+
+    const Topology &topology() const { return topology_; }
+    int32_t held(int slot) const { return held_[size_t(slot)]; }
+    bool waits(int slot) const { return waits_[size_t(slot)] != 0; }
+    // The expert that a slot gets, or has got; -1 for one that stays as it is.
+    int32_t wanted(int slot) const { return wanted_[size_t(slot)]; }
+    // Slots that held the expert before this batch and have not been filled with another since.
+    const std::vector<int> &copies(int32_t expert) const { return copies_[size_t(expert)]; }
+    int waiting() const { return waiting_count_; }
+
+    // Nobody needs from the slot what it holds: it is empty, or every slot that waits for its expert has another copy as near.
+    bool free(int slot) const;
+    // How near the nearest copy is to a rank: MOELINK_EPLB_HOP_*, or MOELINK_EPLB_HOPS when there is none.
+    int nearest(int32_t expert, int rank) const;
+    // A copy on the rank, or -1.
+    int local_copy(int32_t expert, int rank) const;
+    // Of a rank to which the expert is coming: the slot that it goes to, or -1.
+    int arriving_at(int32_t expert, int rank) const;
+    bool arriving_within(int32_t expert, int rank, int hop) const;
+
+    // The only copy that can serve a waiting slot, if it serves no other slot; else -1.
+    int only_source(int slot) const;
+    // The only slot that needs what this one holds, else -1.
+    int only_reader(int slot) const;
+
+    // The expert is on its way to the slot: from here on it does not wait.
+    void serve(int slot);
+    // As serve, by a transfer that this batch ends with a commit.
+    void arrive(int slot);
+    // What the slot held is gone.
+    void fill(int slot);
+    void end_batch();
+
+private:
+    bool depends(int waiting, int slot) const;
+
+    const Topology &topology_;
+    std::vector<int32_t> held_, wanted_;
+    std::vector<uint8_t> waits_;
+    std::vector<std::vector<int>> copies_, waiting_;  // [experts] slots
+    std::vector<std::vector<int>> arriving_;          // [experts] slots to which transfers of this batch go
+    std::vector<int> filled_;
+    std::vector<int32_t> arrived_;  // experts with an entry in arriving_
+    int waiting_count_ = 0;
+};
+
+}  // namespace moelink::eplb

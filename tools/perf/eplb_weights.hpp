@@ -1,0 +1,60 @@
+// The live weights of a rank's slots: made-up bytes by which every expert of every layer can be told.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include <moelink/moelink.h>
+
+#include "check.hpp"
+#include "device.hpp"
+#include "eplb_traffic.hpp"
+#include "options.hpp"
+#include "session.hpp"
+
+namespace perf {
+
+// In symmetric memory, so that peers can read them. An expert is three tensors: two matrices, the second half as large as the
+// first, and their scales.
+class Weights {
+public:
+    // Collective.
+    Weights(const Session &session, const EplbOptions &options);
+
+    int local_slots() const { return local_slots_; }
+    uint64_t expert_bytes() const { return expert_bytes_; }
+    // One layer's tensors, for moelink_eplb_comm_register.
+    std::vector<moelink_eplb_tensor> tensors(int layer) const;
+    Device &device() const { return *device_; }
+
+    // Every slot of this rank as the map wants it; empty slots get a poison of their own.
+    void write(const Map &map);
+    // Compares every byte of every slot that holds an expert.
+    CheckResult check(const Map &map) const;
+    // Damages one byte of the first expert that this rank holds.
+    void corrupt(const Map &map);
+    // Copies the experts that the new map brings from other ranks to this one, from their slots there (sources [layers, slots], as
+    // moelink_eplb_plan gives them) to a place beside the live rows, and nothing else. In stream order.
+    void pull(const std::vector<int32_t> &sources);
+    // [bytes] that pull() copies.
+    uint64_t pulled_bytes(const std::vector<int32_t> &sources) const;
+
+private:
+    static constexpr int tensor_count = 3;
+    uint64_t offset(int layer, int slot, int tensor) const;
+    int32_t expert_in(const Map &map, int layer, int slot) const;
+    bool comes_from_elsewhere(int32_t source) const { return source >= 0 && source / local_slots_ != rank_; }
+
+    const EplbOptions &options_;
+    int rank_;
+    int local_slots_;
+    uint64_t tensor_bytes_[tensor_count];
+    uint64_t expert_bytes_;
+    uint64_t layer_bytes_;
+    std::unique_ptr<Device> device_;
+    std::unique_ptr<moelink_memory, MemoryCloser> memory_;
+    std::vector<char *> ranks_;  // everyone's copy
+    void *landing_ = nullptr;    // of pull(): an expert for each slot
+};
+
+}  // namespace perf
