@@ -23,8 +23,10 @@ def describe(document):
     devices = document["devices"]
     kind = devices[0].split(" #")[0]
     calls = "graph replay" if all(row["graph"] for row in document["rows"]) else "eager calls"
+    sent = settings.get("send", "rows")
+    sent = "" if sent == "rows" else f" sent as {sent}"
     part = f", one link of {settings['slice_of']} ranks" if settings.get("slice_of") else ""
-    return (f"hidden {settings['hidden']} {settings['dtype']}, top-{settings['topk']} of {settings['experts']} experts{part}\n"
+    return (f"hidden {settings['hidden']} {settings['dtype']}{sent}, top-{settings['topk']} of {settings['experts']} experts{part}\n"
             f"{len(devices)} ranks on {kind}, {document['date'][:10]}, {calls}")
 
 
@@ -37,6 +39,7 @@ def peers_of(document):
         if one["measured_elsewhere"] not in machines:
             machines.append(one["measured_elsewhere"])
     settings = document["settings"]
+    sent = settings["dtype"] if settings.get("send", "rows") == "rows" else "fp8"
     for peers in document.get("peers", []):
         shape = peers["meta"]["shape"]
         ours = {"hidden": settings["hidden"], "top_k": settings["topk"], "experts": settings["experts"], "ranks": settings["ranks"]}
@@ -47,7 +50,7 @@ def peers_of(document):
         if machine not in machines:
             machines.append(machine)
         for row in peers["rows"]:
-            if row["dtype"] == settings["dtype"] and "pair_us" in row:
+            if row["dtype"] == sent and "pair_us" in row:
                 found.setdefault(row["lib"], {})[row["tokens"]] = row["pair_us"]
     return found, machines
 

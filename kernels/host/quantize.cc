@@ -38,7 +38,8 @@ void quantize_row(QuantizeForm form, const void *values, uint64_t count, unsigne
             uint16_t raw;
             std::memcpy(&raw, from + (block * quantize_block + i) * sizeof raw, sizeof raw);
             block_values[i] = from_bf16(raw);
-            magnitude = std::fmax(magnitude, std::fabs(block_values[i]));
+            const float size = std::fabs(block_values[i]);
+            if (size > magnitude) magnitude = size;  // fmax gives NaN for a signalling one
         }
         const BlockScale scale(magnitude, form == quantize_e8m0);
         for (uint64_t i = 0; i < quantize_block; ++i) out[block * quantize_block + i] = to_e4m3(block_values[i] * scale.inverse);

@@ -73,6 +73,26 @@ for name in first second budgets shares; do
     [ "$shares" = "$([ "$name" = shares ] && echo yes || echo no)" ] || fail "$name.json: shares of the link drawn: $shares"
 done
 
+# FP8 rows: bytes are those that travel, and figures those of fp8.
+for send in rows fp8 fp8-quantized fp8-quantized-e8m0; do
+    "$perf" pair "${common[@]}" --tokens 5 --routing uniform --copy-out --baseline --send "$send" --compare "$out/peers.json" --json "$out/$send.json" \
+        >"$out/log" 2>&1 || fail "--send $send: exit code $?"
+done
+python3 - "$out" <<'PYTHON'
+import json, sys
+for send, row_bytes, lib in (("rows", 2048, "fast"), ("fp8", 1024 + 32, "of another type"), ("fp8-quantized", 1024 + 32, "of another type"),
+                             ("fp8-quantized-e8m0", 1024 + 8, "of another type")):
+    document = json.load(open(f"{sys.argv[1]}/{send}.json"))
+    (row,) = document["rows"]
+    assert row["dispatch_row_bytes"] == row_bytes and row["combine_row_bytes"] == 2048
+    assert row["bytes_crossed"] == row["rows_crossed"] * (row_bytes + 2048) > 0
+    assert [one["lib"] for one in document["compare"]] == [lib], document["compare"]
+PYTHON
+must_refuse 'needs bf16 tokens' --send fp8 --dtype fp16
+must_refuse 'a multiple of 128' --send fp8-quantized --hidden 130
+must_refuse 'goes without --weighted' --send fp8 --weighted
+must_refuse '--send' --send fp4
+
 must_refuse 'shape' --shape nobody-has-this
 must_refuse '--hidden' --shape kimi-k2 --hidden 5
 must_refuse '--weighted' --weighted --baseline

@@ -29,6 +29,9 @@ must_pass() {
 
 must_pass "processes" --routing uniform --routing hot
 must_pass "threads, odd sizes" --threads --ranks 3 --hidden 97 --dtype fp16 --experts 10 --topk 3 --uneven --mask 0.1 --routing zipf:1.2
+for send in fp8 fp8-quantized fp8-quantized-e8m0; do
+    must_pass "sent as $send" --hidden 384 --send "$send" --mask 0.1 --uneven
+done
 must_pass "real loads" --topk 6 --dtype fp32 --routing "load:$loads:chinese"
 
 # Exact ids from a file: [66, 3] int16, so that 2 ranks draw 33 tokens each.
@@ -43,12 +46,12 @@ with open(sys.argv[1], "wb") as file:
 PYTHON
 must_pass "exact ids" --experts 16 --topk 3 --routing "ids:$out/ids.npy"
 
-for where in dispatch combine; do
+for where in dispatch combine; do for send in rows fp8 fp8-quantized-e8m0; do
     status=0
-    pair --corrupt "$where" >"$out/log" 2>&1 || status=$?
+    pair --hidden 128 --send "$send" --corrupt "$where" >"$out/log" 2>&1 || status=$?
     [ "$status" -eq 1 ] || fail "a value damaged after $where: exit code $status, must be 1"
     grep -q "^rank 1: .* 1 wrong values of .* in a $where" "$out/log" || fail "a value damaged after $where: not named"
-done
+done; done
 
 status=0
 pair --experts 7 --topk 8 >"$out/log" 2>&1 || status=$?

@@ -261,6 +261,7 @@ static void test_struct_sizes_read(void **state) {
     check_reader(read_config_ensure, &config, sizeof(config), offsetof(moelink_manager_config, slots));
     check_reader(read_config_reinit, &config, sizeof(config), offsetof(moelink_manager_config, timeout_ns));
     moelink_dispatch_args dispatch = dispatch_of();
+    check_reader(read_dispatch, &dispatch, sizeof(dispatch), offsetof(moelink_dispatch_args, quantize));
     check_reader(read_dispatch, &dispatch, sizeof(dispatch), offsetof(moelink_dispatch_args, outputs));
     check_reader(read_dispatch, &dispatch, sizeof(dispatch), offsetof(moelink_dispatch_args, topk_weights));
     int32_t slots[TOKENS * TOP_K];
@@ -275,19 +276,12 @@ static void test_struct_sizes_read(void **state) {
     dispatch_now();
     moelink_combine_args combine = combine_of();
     assert_int_equal(moelink_combine(manager, &combine, NULL), MOELINK_OK);
-    /* every field of combine is needed: an older one can only be too short */
+    check_reader(read_combine, &combine, sizeof(combine), offsetof(moelink_combine_args, sm_budget));
+    /* every field before it is needed */
     unsigned char copy[sizeof(combine) + TAIL];
     memset(copy, 0, sizeof(copy));
     memcpy(copy, &combine, sizeof(combine));
-    uint32_t size = sizeof(copy);
-    memcpy(copy, &size, 4);
-    assert_int_equal(read_combine(copy), MOELINK_OK);
-    copy[sizeof(copy) - 1] = 1;
-    assert_int_equal(read_combine(copy), MOELINK_ERR_UNSUPPORTED);
-    size = offsetof(moelink_combine_args, output);
-    memcpy(copy, &size, 4);
-    assert_int_equal(read_combine(copy), MOELINK_ERR_INVALID_ARGUMENT);
-    size = 0;
+    uint32_t size = offsetof(moelink_combine_args, output);
     memcpy(copy, &size, 4);
     assert_int_equal(read_combine(copy), MOELINK_ERR_INVALID_ARGUMENT);
 }

@@ -23,6 +23,8 @@ void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry
     out->vectors = random_chance(&state, 40);
     uint64_t hidden = random_chance(&state, 10) ? 7168 : any_size(&state, 7168);
     if (out->vectors) hidden = (hidden + 15) / 16 * 16;
+    int quantizes = random_chance(&state, 40);
+    if (quantizes) hidden = (hidden + QUANTIZE_BLOCK - 1) / QUANTIZE_BLOCK * QUANTIZE_BLOCK;
     uint64_t most_tokens = values / hidden < 300 ? values / hidden + 1 : 300;
     for (int rank = 0; rank < ranks; ++rank) {
         out->max_tokens[rank] = random_range(&state, 1, (int)most_tokens);
@@ -32,14 +34,32 @@ void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry
     int most = random_chance(&state, 30) ? 3 : random_chance(&state, 50) ? 40 : 400;
     out->experts = random_range(&state, 1, most) + (random_chance(&state, 70) ? out->top_k + ranks : 0);
     out->payload_count = random_chance(&state, 50) ? random_range(&state, 1, 4) : random_range(&state, 1, MOELINK_MAX_PAYLOADS);
+    if (quantizes && out->payload_count < 2) out->payload_count = 2;
     out->row_bytes[0] = hidden * dtype_bytes(dtypes[random_range(&state, 0, 2)]);
     for (int i = 1; i < out->payload_count; ++i) {
         uint64_t odd = odd_rows[random_range(&state, 0, (int)(sizeof(odd_rows) / sizeof(odd_rows[0])) - 1)];
         out->row_bytes[i] = random_chance(&state, 70) ? odd : any_size(&state, 3000);
         if (out->vectors) out->row_bytes[i] = (out->row_bytes[i] + 15) / 16 * 16;
     }
+    if (quantizes && out->row_bytes[1] < hidden / QUANTIZE_BLOCK * 4) out->row_bytes[1] = hidden / QUANTIZE_BLOCK * 4;
     out->combine_row_bytes = hidden * 4;
     out->slots = random_chance(&state, 60) ? 1 : random_range(&state, 2, 4);
+}
+
+/* Payloads 0 and 1 become a quantized one and its scales, where the workspace has the room. */
+static void choose_quantize(const moe_geometry *geometry, uint64_t *state, moe_round *out) {
+    static const int32_t scales[] = {MOELINK_DTYPE_F32, MOELINK_DTYPE_E8M0};
+    int32_t dtype = scales[random_range(state, 0, 1)];
+    uint64_t scale_bytes = dtype == MOELINK_DTYPE_F32 ? 4 : 1;
+    uint64_t blocks = geometry->row_bytes[0] / QUANTIZE_BLOCK;
+    if (geometry->row_bytes[1] / scale_bytes < blocks) blocks = geometry->row_bytes[1] / scale_bytes;
+    if (out->payload_count < 2 || blocks == 0) return;
+    if (random_chance(state, 50)) blocks = any_size(state, blocks);
+    out->quantize = dtype;
+    out->sent[0] = out->sent[1] = 1;
+    out->row_bytes[0] = blocks * QUANTIZE_BLOCK;
+    out->row_bytes[1] = blocks * scale_bytes;
+    out->scale = 0;
 }
 
 void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *out) {
@@ -78,6 +98,7 @@ void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *ou
             out->scale = 0;
         }
     }
+    if (random_chance(&state, 50)) choose_quantize(geometry, &state, out);
     out->weights = random_chance(&state, 60);
     out->mode = out->weights && random_chance(&state, 40) ? MOELINK_COMBINE_WEIGHTED : MOELINK_COMBINE_SUM;
     static const int32_t marks[] = {-1, -1, INT32_MIN, INT32_MAX, -7};
@@ -168,10 +189,62 @@ void moe_weights(const moe_geometry *geometry, const moe_round *round, int rank,
     }
 }
 
+static uint64_t row_seed(const moe_round *round, int rank, int token, int payload) {
+    return random_mix(random_mix(round->seed, 5000 + (uint64_t)payload), (uint64_t)rank << 32 | (uint64_t)token);
+}
+
+/* Values before they are quantized: of any bits, or as rows have them, some zero, denormal, infinite or NaN; or a block of zeros. */
+static void input_block(const moe_round *round, int rank, int token, uint64_t block, uint16_t *values) {
+    static const uint16_t odd[] = {0x8000, 0x0001, 0x807f, 0x7f80, 0xff80, 0x7fc0, 0xffff, 0x7f7f, 0x0080};
+    uint64_t seed = random_mix(row_seed(round, rank, token, 0), block), state = seed;
+    int style = random_range(&state, 0, 9);
+    if (style == 0) {
+        random_bytes(seed, values, QUANTIZE_BLOCK * 2);
+    } else if (style == 1) {
+        memset(values, 0, QUANTIZE_BLOCK * 2);
+    } else {
+        random_values(seed, values, MOELINK_DTYPE_BF16, QUANTIZE_BLOCK);
+    }
+    if (style < 4) values[random_range(&state, 0, QUANTIZE_BLOCK - 1)] = odd[random_range(&state, 0, 8)];
+}
+
+void moe_input_row(const moe_round *round, int rank, int token, int payload, void *row) {
+    if (!round->quantize || payload != 0) {
+        moe_payload_row(round, rank, token, payload, row);
+        return;
+    }
+    for (uint64_t block = 0; block < round->row_bytes[0] / QUANTIZE_BLOCK; ++block) {
+        uint16_t values[QUANTIZE_BLOCK];
+        input_block(round, rank, token, block, values);
+        memcpy((unsigned char *)row + block * sizeof(values), values, sizeof(values));
+    }
+}
+
+uint64_t moe_input_bytes(const moe_round *round, int payload) {
+    return round->quantize && payload == 0 ? round->row_bytes[0] * 2 : round->row_bytes[payload];
+}
+
+static void quantized_row(const moe_round *round, int rank, int token, int payload, unsigned char *row) {
+    uint64_t scale_bytes = round->quantize == MOELINK_DTYPE_F32 ? 4 : 1;
+    for (uint64_t block = 0; block < round->row_bytes[0] / QUANTIZE_BLOCK; ++block) {
+        uint16_t values[QUANTIZE_BLOCK];
+        uint8_t bytes[QUANTIZE_BLOCK], scale[4];
+        input_block(round, rank, token, block, values);
+        value_quantize_block(values, round->quantize == MOELINK_DTYPE_E8M0, bytes, scale);
+        if (payload == 0) {
+            memcpy(row + block * QUANTIZE_BLOCK, bytes, sizeof(bytes));
+        } else {
+            memcpy(row + block * scale_bytes, scale, scale_bytes);
+        }
+    }
+}
+
 void moe_payload_row(const moe_round *round, int rank, int token, int payload, void *row) {
-    uint64_t seed = random_mix(random_mix(round->seed, 5000 + (uint64_t)payload), (uint64_t)rank << 32 | (uint64_t)token);
+    uint64_t seed = row_seed(round, rank, token, payload);
     if (payload == 0 && round->scale != 0) {
         random_values(seed, row, round->dtype, round->hidden);
+    } else if (round->quantize && payload <= 1) {
+        quantized_row(round, rank, token, payload, row);
     } else {
         random_bytes(seed, row, round->row_bytes[payload]);
     }

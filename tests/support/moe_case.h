@@ -35,7 +35,7 @@ typedef struct moe_round {
     int tokens[RANKS_MAX];
     int ids_style;
     int payload_count;
-    uint64_t row_bytes[MOELINK_MAX_PAYLOADS];
+    uint64_t row_bytes[MOELINK_MAX_PAYLOADS]; /* of what travels */
     int sent[MOELINK_MAX_PAYLOADS];
     int combine;      /* 0: the round is abandoned after its dispatch */
     uint64_t hidden;  /* values in a row of combine */
@@ -44,6 +44,7 @@ typedef struct moe_round {
     int mode;
     int32_t invalid_id;
     int scale;        /* 0: experts' outputs are random. Else payload 0 holds `hidden` values and experts multiply by it */
+    int quantize;     /* 0, or the dtype of scales: payload 0 is quantized inside dispatch, payload 1 is its scales */
     int exact;        /* the sums must come out exactly: F32 values of few bits */
     int plain;        /* no odd addresses, strides or own buffers */
 } moe_round;
@@ -63,7 +64,9 @@ moelink_manager_config moe_config(const moe_geometry *geometry, int rank);
 void moe_ids(const moe_geometry *geometry, const moe_round *round, int rank, int64_t *ids);
 int32_t moe_ids_dtype(const moe_round *round, int rank);
 void moe_weights(const moe_geometry *geometry, const moe_round *round, int rank, float *weights);
-void moe_payload_row(const moe_round *round, int rank, int token, int payload, void *row);
+void moe_payload_row(const moe_round *round, int rank, int token, int payload, void *row); /* as it travels */
+void moe_input_row(const moe_round *round, int rank, int token, int payload, void *row);   /* as the caller has it */
+uint64_t moe_input_bytes(const moe_round *round, int payload);
 void moe_expert_row(const moe_round *round, int source, int token, int rank, void *row);
 
 /* One rank's buffers of one round. */
@@ -74,6 +77,7 @@ typedef struct moe_flight {
     int kind;
     moelink_stream stream;
     int in_place;     /* combine reads payload 0 where it arrived */
+    int refuses;      /* NCCL quantizes nothing: the dispatch is first refused, then the round goes without */
     int aligned;      /* tensors and strides are multiples of 16 bytes */
     int64_t capacity; /* rows from one source */
     int tokens, bound;

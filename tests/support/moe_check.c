@@ -134,6 +134,7 @@ void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight) {
         if (!round->sent[i]) continue;
         RANK_EQUAL(ctx, flight->received[i].row_bytes, round->row_bytes[i]);
         RANK_CHECK(ctx, flight->received[i].row_stride >= round->row_bytes[i]);
+        if (round->quantize && i <= 1) RANK_EQUAL(ctx, flight->received[i].dtype, i == 0 ? MOELINK_DTYPE_F8E4M3 : round->quantize);
         RANK_CHECK(ctx, flight->outputs[i].data == NULL || flight->received[i].data == flight->outputs[i].data);
     }
     for (int source = 0; source < ctx->size; ++source) {

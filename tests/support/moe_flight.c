@@ -22,6 +22,12 @@ static uint64_t any_stride(const moe_flight *flight, uint64_t *state, uint64_t r
     return row_bytes + (flight->round.plain || random_chance(state, 60) ? 0u : (uint64_t)(random_range(state, 1, 40) * unit));
 }
 
+/* Ranks need not agree on what they may use. */
+static int32_t any_budget(const moe_round *round, uint64_t *state) {
+    static const int32_t budgets[] = {0, 1, 3, 100000};
+    return round->plain ? 0 : budgets[random_range(state, 0, 3)];
+}
+
 /* The caller's ids in their own width; rows beyond the tokens name expert 0, so that reading them shows. */
 static void write_ids(rank_context *ctx, const moe_flight *flight, void *out) {
     const moe_round *round = &flight->round;
@@ -70,28 +76,43 @@ static void prepare_routing(rank_context *ctx, moe_flight *flight, uint64_t *sta
     if (random_mix(round->seed, 400) % 2 == 0) flight->args.rank_tokens = flight->rank_tokens;
 }
 
-static void prepare_payload(rank_context *ctx, moe_flight *flight, int i, uint64_t *state) {
+/* The caller's rows of a payload. */
+static void prepare_input(rank_context *ctx, moe_flight *flight, int i, uint64_t *state) {
     const moe_round *round = &flight->round;
-    if (!round->sent[i]) return;
     moelink_rows *rows = &flight->payloads[i];
-    rows->row_bytes = round->row_bytes[i];
-    rows->row_stride = any_stride(flight, state, rows->row_bytes, 1);
+    int quantized = round->quantize != 0 && i == 0;
+    int unit = quantized && ctx->device == MOELINK_DEVICE_CUDA ? 16 : 1;
+    if (quantized) rows->dtype = MOELINK_DTYPE_BF16;
+    rows->row_bytes = moe_input_bytes(round, i);
+    rows->row_stride = any_stride(flight, state, rows->row_bytes, unit);
     flight->input[i] =
-        guarded_make(ctx, span((uint64_t)flight->bound, rows->row_stride, rows->row_bytes), any_shift(flight, state, 1));
+        guarded_make(ctx, span((uint64_t)flight->bound, rows->row_stride, rows->row_bytes), any_shift(flight, state, unit));
     unsigned char *staging = host_memory(ctx, flight->input[i].bytes);
     memset(staging, GUARDED_POISON, flight->input[i].bytes);
     for (int token = 0; token < flight->tokens; ++token) {
-        moe_payload_row(round, ctx->rank, token, i, staging + (uint64_t)token * rows->row_stride);
+        moe_input_row(round, ctx->rank, token, i, staging + (uint64_t)token * rows->row_stride);
     }
     device_copy(ctx, flight->input[i].data, staging, flight->input[i].bytes);
     free(staging);
     rows->data = flight->bound != 0 || random_chance(state, 50) ? flight->input[i].data : NULL;
     if (rows->row_stride == rows->row_bytes && random_chance(state, 50)) rows->row_stride = 0;
+}
+
+static void prepare_payload(rank_context *ctx, moe_flight *flight, int i, uint64_t *state) {
+    const moe_round *round = &flight->round;
+    if (!round->sent[i]) return;
+    moelink_rows *rows = &flight->payloads[i];
+    int scales = round->quantize != 0 && i == 1;
+    if (scales) {
+        rows->dtype = round->quantize; /* dispatch makes them */
+    } else {
+        prepare_input(ctx, flight, i, state);
+    }
     if (round->plain || random_chance(state, 60)) return;
     moelink_rows *own = &flight->outputs[i];
-    int unit = flight->in_place && i == 0 ? 4 : 1;
-    own->row_bytes = rows->row_bytes;
-    own->row_stride = any_stride(flight, state, rows->row_bytes, unit);
+    int unit = (flight->in_place && i == 0) || (scales && round->quantize == MOELINK_DTYPE_F32) ? 4 : 1;
+    own->row_bytes = round->row_bytes[i];
+    own->row_stride = any_stride(flight, state, own->row_bytes, unit);
     flight->output[i] = guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), own->row_stride, own->row_bytes),
                                      any_shift(flight, state, unit));
     own->data = flight->output[i].data;
@@ -104,6 +125,7 @@ static void prepare_combine(rank_context *ctx, moe_flight *flight, uint64_t *sta
     moelink_combine_args_init(&flight->combine);
     flight->combine.slot = round->slot;
     flight->combine.mode = round->mode;
+    flight->combine.sm_budget = any_budget(round, state);
     flight->combine.input.row_bytes = flight->combine.output.row_bytes = row_bytes;
     flight->combine.input.dtype = flight->combine.output.dtype = round->dtype;
     uint64_t stride = any_stride(flight, state, row_bytes, size);
@@ -128,6 +150,8 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     flight->stream = stream;
     if (ctx->device == MOELINK_DEVICE_CUDA && kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) {
         flight->round.mode = MOELINK_COMBINE_SUM; /* NCCL sums by itself */
+        flight->refuses = flight->round.quantize != 0;
+        flight->round.quantize = 0;
     }
     flight->tokens = flight->bound = round->tokens[ctx->rank];
     uint64_t state = random_mix(round->seed, 7000 + (uint64_t)ctx->rank);
@@ -146,6 +170,7 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     int same_rows = round->sent[0] && round->row_bytes[0] == round->hidden * dtype_bytes(round->dtype);
     flight->in_place =
         round->combine && same_rows && (round->plain ? random_mix(round->seed, 8) % 2 == 0 : random_chance(&state, 60));
+    round = &flight->round;
     prepare_routing(ctx, flight, &state);
     for (int i = 0; i < round->payload_count; ++i) prepare_payload(ctx, flight, i, &state);
     flight->args.payload_count = round->payload_count;
@@ -153,6 +178,8 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     for (int i = 0; i < round->payload_count; ++i) {
         if (flight->outputs[i].data != NULL) flight->args.outputs = flight->outputs;
     }
+    if (round->quantize) flight->args.quantize = MOELINK_QUANTIZE_F8E4M3_BLOCK128;
+    flight->args.sm_budget = any_budget(round, &state);
     if (round->combine) prepare_combine(ctx, flight, &state);
     moelink_dispatched_init(&flight->dispatched);
     flight->dispatched.payloads = flight->received;
@@ -183,7 +210,24 @@ void moe_flight_refill(rank_context *ctx, moe_flight *flight, uint64_t seed) {
     if (round->weights) device_copy_async(ctx, flight->weights.data, staging + weights_at, flight->weights.bytes, flight->stream);
 }
 
+static void must_refuse(rank_context *ctx, moe_flight *flight, moelink_manager *manager) {
+    moelink_dispatch_args args = flight->args;
+    moelink_rows payloads[MOELINK_MAX_PAYLOADS];
+    memcpy(payloads, flight->payloads, sizeof(payloads));
+    args.quantize = MOELINK_QUANTIZE_F8E4M3_BLOCK128;
+    args.payloads = payloads;
+    args.outputs = NULL;
+    payloads[0].dtype = MOELINK_DTYPE_BF16;
+    payloads[0].row_bytes *= 2;
+    payloads[0].row_stride = 0;
+    payloads[1].data = NULL;
+    payloads[1].dtype = MOELINK_DTYPE_E8M0;
+    RANK_EQUAL(ctx, moelink_dispatch(manager, &args, flight->stream, &flight->dispatched), MOELINK_ERR_UNSUPPORTED);
+    RANK_CHECK(ctx, strstr(moelink_last_error(), "quantize") != NULL);
+}
+
 void moe_flight_dispatch(rank_context *ctx, moe_flight *flight, moelink_manager *manager) {
+    if (flight->refuses) must_refuse(ctx, flight, manager);
     moelink_dispatched_init(&flight->dispatched);
     flight->dispatched.payloads = flight->received;
     RANK_OK(ctx, moelink_dispatch(manager, &flight->args, flight->stream, &flight->dispatched));

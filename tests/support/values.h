@@ -28,6 +28,10 @@ void value_store(void *row, int32_t dtype, uint64_t index, float value);
 /* Values of both signs, zero included, over several binades. */
 void random_values(uint64_t seed, void *row, int32_t dtype, uint64_t count);
 
+/* A block of BF16 values as FP8 E4M3, and its scale as F32, or as E8M0 with power_of_two (moe.h: F8E4M3_BLOCK128). */
+enum { QUANTIZE_BLOCK = 128 };
+void value_quantize_block(const uint16_t *rows, int power_of_two, uint8_t *values, void *scale);
+
 /* Owner of an expert: R ranks own E experts in order, the first E % R ranks one more; -1 for ids that are dropped. */
 int expert_owner(int64_t id, int experts, int ranks);
 

@@ -11,6 +11,7 @@ namespace perf {
 World::World(const PairOptions &options, const Routing &routing, int64_t most_tokens)
     : seed(options.seed),
       dtype(dtype_of(options.dtype)),
+      send(send_of(options.send)),
       ranks(options.ranks),
       hidden(options.hidden),
       topk(options.topk),
@@ -66,6 +67,31 @@ int64_t World::most_tokens() const {
     return *std::max_element(tokens.begin(), tokens.end());
 }
 
+namespace {
+
+// One pair without expert work: `distinct` times a row, added one by one and rounded once.
+void sum_row(const World &world, int distinct, void *row) {
+    const auto hidden = static_cast<size_t>(world.hidden);
+    std::vector<float> x(hidden);
+    std::vector<float> sum(hidden);
+    to_floats(world.dtype, row, world.hidden, x.data());
+    for (int r = 0; r < distinct; ++r) {
+        for (size_t c = 0; c < hidden; ++c) {
+            sum[c] += x[c];
+        }
+    }
+    from_floats(world.dtype, sum.data(), world.hidden, row);
+}
+
+}  // namespace
+
+void given_row(const World &world, const Given &given, int source, int64_t token, void *row) {
+    fill_row(world.dtype, world.seed + static_cast<uint64_t>(given.input), source, token, world.hidden, row);
+    if (given.summed) {
+        sum_row(world, world.distinct_ranks(source, token), row);
+    }
+}
+
 void CheckResult::add(bool right, const std::string &what_if_wrong) {
     ++compared;
     if (!right && wrong++ == 0) {
@@ -104,34 +130,40 @@ void check_ids(const World &world, int rank, int source, int64_t slot, int64_t t
     }
 }
 
-void check_row(const World &world, int source, int64_t slot, int64_t token, const Received &received, std::vector<char> &expected,
+void check_row(const World &world, const Given &given, int source, int64_t slot, int64_t token, const Received &received,
                CheckResult &result) {
-    const size_t bytes = static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
-    fill_row(world.dtype, world.seed, source, token, world.hidden, expected.data());
+    const size_t bytes = sent_bytes(world.send, world.dtype, world.hidden);
+    std::vector<char> row(static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes));
+    std::vector<char> expected(bytes);
+    given_row(world, given, source, token, row.data());
+    send_row(world.send, world.dtype, row.data(), world.hidden, expected.data());
     const char *got = received.rows[static_cast<size_t>(source)].data() + static_cast<size_t>(slot) * bytes;
     result.compared += static_cast<uint64_t>(world.hidden);
     if (std::memcmp(got, expected.data(), bytes) == 0) {
         return;
     }
-    const auto width = static_cast<size_t>(world.dtype.bytes);
-    for (int c = 0; c < world.hidden; ++c) {
-        const char *a = got + static_cast<size_t>(c) * width;
-        const char *b = expected.data() + static_cast<size_t>(c) * width;
-        if (std::memcmp(a, b, width) != 0 && result.wrong++ == 0) {
-            float values[2];
-            to_floats(world.dtype, a, 1, &values[0]);
-            to_floats(world.dtype, b, 1, &values[1]);
-            result.first = fmt::format("column {} of row {} from rank {} (its token {}) is {}, must be {}", c, slot, source,
-                                       token, values[0], values[1]);
+    const size_t width = world.send.fp8 ? 1 : static_cast<size_t>(world.dtype.bytes);
+    const auto columns = static_cast<size_t>(world.hidden);
+    std::vector<float> values(columns);
+    std::vector<float> must(columns);
+    read_sent(world.send, world.dtype, got, world.hidden, values.data());
+    read_sent(world.send, world.dtype, expected.data(), world.hidden, must.data());
+    const uint64_t before = result.wrong;
+    for (size_t c = 0; c < columns; ++c) {
+        if (std::memcmp(got + c * width, expected.data() + c * width, width) != 0 && result.wrong++ == 0) {
+            result.first = fmt::format("column {} of row {} from rank {} (its token {}) is {}, must be {}", c, slot, source, token,
+                                       values[c], must[c]);
         }
+    }
+    if (result.wrong == before && result.wrong++ == 0) {
+        result.first = fmt::format("scales of row {} from rank {} (its token {}) are not those of its values", slot, source, token);
     }
 }
 
 }  // namespace
 
-CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const Received &received) {
+CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const Given &given, const Received &received) {
     CheckResult result;
-    std::vector<char> expected(static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes));
     for (int source = 0; source < world.ranks; ++source) {
         int64_t slot = 0;
         const int64_t count = received.counts[static_cast<size_t>(source)];
@@ -140,7 +172,7 @@ CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const
                 continue;
             }
             if (slot < count) {
-                check_row(world, source, slot, token, received, expected, result);
+                check_row(world, given, source, slot, token, received, result);
                 check_ids(world, rank, source, slot, token, received, result);
                 for (int k = 0; k < world.topk; ++k) {
                     const float got = received.weights[static_cast<size_t>((source * received.slots + slot) * world.topk + k)];
@@ -173,6 +205,7 @@ CheckResult check_combine(const World &world, int rank, int extra_roundings, con
     const double u = world.dtype.round;
     const double adds = (world.topk + world.ranks + 4) * 0x1p-24;
     std::vector<char> row(bytes);
+    std::vector<char> sent(sent_bytes(world.send, world.dtype, world.hidden));
     std::vector<float> x(hidden);
     std::vector<float> got(hidden);
     std::vector<double> sum(hidden);
@@ -181,7 +214,8 @@ CheckResult check_combine(const World &world, int rank, int extra_roundings, con
     std::vector<double> terms(hidden);  // sum over experts of the magnitudes that were added
     for (int64_t token = 0; token < world.tokens[static_cast<size_t>(rank)]; ++token) {
         fill_row(world.dtype, world.seed, rank, token, world.hidden, row.data());
-        to_floats(world.dtype, row.data(), world.hidden, x.data());
+        send_row(world.send, world.dtype, row.data(), world.hidden, sent.data());
+        read_sent(world.send, world.dtype, sent.data(), world.hidden, x.data());
         to_floats(world.dtype, output.data() + static_cast<size_t>(token) * bytes, world.hidden, got.data());
         for (auto *values : {&sum, &parts, &terms}) {
             std::fill(values->begin(), values->end(), 0.0);
@@ -234,7 +268,6 @@ CheckResult check_chain(const World &world, int rank, int steps, bool any_order,
     const size_t bytes = hidden * static_cast<size_t>(world.dtype.bytes);
     std::vector<char> row(bytes);
     std::vector<float> x(hidden);
-    std::vector<float> sum(hidden);
     std::vector<float> got(hidden);
     for (int64_t token = 0; token < world.tokens[static_cast<size_t>(rank)]; ++token) {
         const int distinct = world.distinct_ranks(rank, token);
@@ -273,15 +306,9 @@ CheckResult check_chain(const World &world, int rank, int steps, bool any_order,
             continue;
         }
         for (int step = 0; step < steps; ++step) {
-            std::fill(sum.begin(), sum.end(), 0.0f);
-            for (int r = 0; r < distinct; ++r) {
-                for (size_t c = 0; c < hidden; ++c) {
-                    sum[c] += x[c];
-                }
-            }
-            from_floats(world.dtype, sum.data(), world.hidden, row.data());
-            to_floats(world.dtype, row.data(), world.hidden, x.data());
+            sum_row(world, distinct, row.data());
         }
+        to_floats(world.dtype, row.data(), world.hidden, x.data());
         for (size_t c = 0; c < hidden; ++c) {
             if (got[c] != x[c] && result.wrong++ == 0) {
                 result.first =

@@ -8,6 +8,7 @@
 #include "device.hpp"
 #include "options.hpp"
 #include "routing.hpp"
+#include "send.hpp"
 
 namespace perf {
 
@@ -15,6 +16,7 @@ namespace perf {
 struct World {
     uint64_t seed = 0;
     Dtype dtype{};
+    Send send{};
     int ranks = 0;
     int hidden = 0;
     int topk = 0;
@@ -36,6 +38,15 @@ struct World {
     int64_t most_tokens() const;
 };
 
+// Which rows a dispatch was given: those of an input (0: the tokens), or what a combine without expert work made of them.
+struct Given {
+    int input = 0;
+    bool summed = false;
+};
+
+// In the run's type: a token times its distinct ranks when summed, rounded as combine does.
+void given_row(const World &world, const Given &given, int source, int64_t token, void *row);
+
 struct CheckResult {
     uint64_t compared = 0;  // values
     uint64_t wrong = 0;
@@ -52,12 +63,12 @@ struct Received {
     std::vector<int32_t> counts;          // [ranks]
     std::vector<int32_t> ids;             // [ranks * slots, topk]
     std::vector<float> weights;           // [ranks * slots, topk]
-    std::vector<std::vector<char>> rows;  // [ranks][count, hidden], packed
+    std::vector<std::vector<char>> rows;  // [ranks][count, bytes as sent], packed
 };
 
 // Counts, ids of every row (also the empty ones), weights and every bit of every row. `gathers_all`: every rank receives every
 // token, as an all-gather does.
-CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const Received &received);
+CheckResult check_dispatch(const World &world, int rank, bool gathers_all, const Given &given, const Received &received);
 
 // Every element of a rank's output against fp64: |y - y64| <= u |y64| + one wire rounding a rank + n 2^-24 sum |x_i|.
 // extra_roundings: further roundings of partial sums (a reduce-scatter by NCCL rounds at every hop).

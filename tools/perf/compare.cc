@@ -6,11 +6,18 @@
 
 #include <fmt/format.h>
 
+#include "send.hpp"
+
 namespace perf {
 
 namespace {
 
 using nlohmann::json;
+
+// The type that files of figures name: what a dispatch sends.
+std::string sent_type(const std::string &send, const std::string &dtype) {
+    return send_of(send).fp8 ? "fp8" : dtype;
+}
 
 // "" when it is the options' shape, else what differs.
 std::string difference(const json &shape, const PairOptions &options) {
@@ -34,7 +41,7 @@ void read_table(const json &document, const PairOptions &options, Peers &peers) 
     peers.machine = fmt::format("{}, {}", meta.at("machine").get<std::string>(), meta.value("date", "no date"));
     peers.routing = meta.at("shape").value("routing", "");
     for (const json &row : document.at("rows")) {
-        if (row.at("dtype") == options.dtype && row.contains("pair_us")) {
+        if (row.at("dtype") == sent_type(options.send, options.dtype) && row.contains("pair_us")) {
             peers.figures.push_back({row.at("lib"), row.at("tokens"), row.at("pair_us"), row.value("note", "")});
         }
     }
@@ -53,9 +60,9 @@ void read_own(const json &document, const PairOptions &options, Peers &peers) {
                         {"experts", settings.at("experts")},
                         {"ranks", settings.at("ranks")}};
     const std::string wrong = difference(shape, options);
-    if (!wrong.empty() || settings.at("dtype") != options.dtype) {
-        throw std::invalid_argument(
-            fmt::format("it is of another shape: {}", wrong.empty() ? settings.at("dtype").get<std::string>() : wrong));
+    const std::string type = sent_type(settings.value("send", "rows"), settings.at("dtype"));
+    if (!wrong.empty() || type != sent_type(options.send, options.dtype)) {
+        throw std::invalid_argument(fmt::format("it is of another shape: {}", wrong.empty() ? type : wrong));
     }
     const json &devices = document.at("devices");
     peers.machine = fmt::format("{} x {}, {}", devices.size(), devices.at(0).get<std::string>(), document.value("date", "no date"));
@@ -63,6 +70,9 @@ void read_own(const json &document, const PairOptions &options, Peers &peers) {
         const auto budget = row.value("sm_budget", int64_t{0});
         std::string lib = fmt::format("MoELink {} {}, {}", document.value("version", ""),
                                       settings.at("manager").get<std::string>(), row.at("routing").get<std::string>());
+        if (const std::string send = settings.value("send", "rows"); send != "rows") {
+            lib += ", " + send;
+        }
         if (budget > 0) {
             lib += fmt::format(", {} SMs", budget);
         }
@@ -84,7 +94,7 @@ Peers read_peers(const std::string &file, const PairOptions &options) {
             read_table(document, options, peers);
         }
         if (peers.figures.empty()) {
-            throw std::invalid_argument(fmt::format("it has no pairs of {} rows", options.dtype));
+            throw std::invalid_argument(fmt::format("it has no pairs of {} rows", sent_type(options.send, options.dtype)));
         }
     } catch (const std::exception &error) {
         throw std::invalid_argument(fmt::format("--compare {}: {}", file, error.what()));

@@ -14,12 +14,15 @@ namespace perf {
 
 // The experts' work on the rows that a dispatch delivered. All pointers are device memory.
 struct ExpertWork {
-    const void *rows;  // [ranks * slots, hidden], the dispatched view
+    const void *rows;  // [ranks * slots, hidden], the dispatched view: FP8 E4M3 where there are scales
     uint64_t row_stride;
+    const void *scales;  // of FP8 rows, [ranks * slots, hidden / 128]; else nullptr, and rows have `dtype`
+    uint64_t scale_stride;
+    bool e8m0;
     const int32_t *ids;  // [ranks * slots, topk]
     const float *weights;
     const int32_t *counts;  // [ranks]
-    void *out;              // [ranks * slots, hidden]
+    void *out;              // [ranks * slots, hidden] of dtype
     int64_t slots;
     int ranks;
     int topk;

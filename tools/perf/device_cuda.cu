@@ -57,10 +57,12 @@ __global__ void experts_kernel(ExpertWork work, const ExpertMap *maps) {
             }
         }
         __syncthreads();
-        const T *in = reinterpret_cast<const T *>(static_cast<const char *>(work.rows) + row * work.row_stride);
+        const char *in = static_cast<const char *>(work.rows) + row * work.row_stride;
+        const char *scales = static_cast<const char *>(work.scales) + row * work.scale_stride;
         T *out = static_cast<T *>(work.out) + row * work.hidden;
         for (int column = threadIdx.x; column < work.hidden; column += blockDim.x) {
-            const float x = load_value(in, column);
+            const float x = work.scales == nullptr ? load_value(reinterpret_cast<const T *>(in), column)
+                                                   : e4m3_to_float(in[column]) * scale_at(scales, work.e8m0, column / scale_block);
             float sum = 0;
             for (int k = 0; k < used; ++k) {
                 const float bias = (map[k].signs >> (column & 63)) & 1 ? map[k].bias : -map[k].bias;

@@ -22,7 +22,15 @@ using clock = std::chrono::steady_clock;
 
 void expert_row(const ExpertWork &work, int64_t row, std::vector<float> &x, std::vector<float> &sum) {
     const int hidden = work.hidden;
-    to_floats(work.dtype, static_cast<const char *>(work.rows) + static_cast<uint64_t>(row) * work.row_stride, hidden, x.data());
+    const char *in = static_cast<const char *>(work.rows) + static_cast<uint64_t>(row) * work.row_stride;
+    if (work.scales == nullptr) {
+        to_floats(work.dtype, in, hidden, x.data());
+    } else {
+        const char *scales = static_cast<const char *>(work.scales) + static_cast<uint64_t>(row) * work.scale_stride;
+        for (int column = 0; column < hidden; ++column) {
+            x[static_cast<size_t>(column)] = e4m3_to_float(static_cast<uint8_t>(in[column])) * scale_at(scales, work.e8m0, column / scale_block);
+        }
+    }
     std::fill(sum.begin(), sum.end(), 0.0f);
     for (int k = 0; k < work.topk; ++k) {
         const int32_t id = work.ids[row * work.topk + k];

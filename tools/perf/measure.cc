@@ -47,7 +47,7 @@ int run_chain(Job &job, int pairs, int restart, bool stamps = false) {
         if (stamps) {
             job.session().device().mark(i);
         }
-        job.dispatch(i % restart == 0 ? job.tokens() : job.output((i + 1) % 2));
+        job.dispatch(job.chain_input(i, restart));
         job.combine_received(job.output(i % 2));
     }
     if (stamps) {
@@ -81,6 +81,17 @@ int iterations_for(const Session &session, double budget_us, double one_us) {
     const int wanted = session.options().iterations;
     const int fitting = static_cast<int>(std::clamp(budget_us / one_us, double{least_iterations}, double{most_iterations}));
     return agree(session, wanted > 0 ? wanted : fitting);
+}
+
+// Goes on after `pairs` pairs of a chain: what one more dispatch delivers, from what the last combine wrote.
+CheckResult check_next_dispatch(Job &job, int pairs, int restart) {
+    job.poison_received();
+    job.dispatch(job.chain_input(pairs, restart));
+    const CheckResult result =
+        check_dispatch(job.world(), job.session().rank(), job.gathers_all(), job.chain_given(pairs, restart), job.received());
+    job.combine_received(job.output(pairs % 2));
+    job.session().device().sync();
+    return result;
 }
 
 // Many pairs, no host synchronisation between them; each sample is one stretch (or graph replay) divided by its pairs.
@@ -137,8 +148,12 @@ void time_pairs(Job &job, double estimate_us, Measured &measured) {
     measured.pair = timing_of(session.slowest(samples));
     measured.pairs = pairs;
     const int last = (pairs + 1) % 2;
-    const int steps = (pairs - 1) % restart + 1;
+    // Where combine has rows of its own, each pair gives what one pair gives.
+    const int steps = job.world().send.fp8 ? 1 : (pairs - 1) % restart + 1;
     measured.chain = check_chain(job.world(), session.rank(), steps, job.own_rounding(), job.output_on_host(last));
+    if (job.world().send.fp8) {
+        measured.chain.merge(check_next_dispatch(job, pairs, restart));
+    }
 }
 
 // Each operation alone: all ranks idle, then started together.
@@ -287,16 +302,21 @@ void time_calls(Job &job, Measured &measured) {
 }
 
 // The yardstick of a pair on the host: as many bytes as must be read and written at least, by one memcpy. A dispatch reads a row
-// once and writes it once for each distinct rank; a combine reads those rows once and writes one: tokens + rows sent, both ways.
+// once and writes it once for each distinct rank, in its form as sent; a combine reads those rows once and writes one. A memcpy
+// of n bytes reads and writes n.
 // Pairs and copies take turns on all ranks, so that what else runs on the machine hits both alike.
 void time_memcpy(Job &job, double estimate_us, Measured &measured) {
     const Session &session = job.session();
     const World &world = job.world();
-    int64_t rows = world.tokens[static_cast<size_t>(session.rank())];
+    const int64_t tokens = world.tokens[static_cast<size_t>(session.rank())];
+    int64_t rows = 0;
     for (int peer = 0; peer < world.ranks; ++peer) {
         rows += world.rows_between(session.rank(), peer);
     }
-    const auto bytes = static_cast<size_t>(rows) * static_cast<size_t>(world.hidden) * static_cast<size_t>(world.dtype.bytes);
+    const uint64_t row_bytes = static_cast<uint64_t>(world.hidden) * static_cast<uint64_t>(world.dtype.bytes);
+    const uint64_t sent = sent_bytes(world.send, world.dtype, world.hidden);
+    const uint64_t given = world.send.inside ? row_bytes : sent;
+    const size_t bytes = (static_cast<uint64_t>(tokens) * (given + row_bytes) + static_cast<uint64_t>(rows) * (sent + row_bytes)) / 2;
     std::vector<char> from(bytes, 1);
     std::vector<char> to(bytes, 2);
     const auto timed_us = [&](int times, auto work) {

@@ -13,6 +13,7 @@
 #include "rank.hpp"
 #include "report.hpp"
 #include "routing.hpp"
+#include "send.hpp"
 #include "session.hpp"
 #include "values.hpp"
 
@@ -28,6 +29,17 @@ void check_options(const PairOptions &options) {
     dtype_of(options.dtype);
     if (options.topk > MOELINK_MAX_TOP_K) {
         throw std::invalid_argument(fmt::format("--topk is {}; at most {} works", options.topk, int{MOELINK_MAX_TOP_K}));
+    }
+    const Send send = send_of(options.send);
+    if (send.fp8 && (options.dtype != "bf16" || options.hidden % scale_block != 0)) {
+        throw std::invalid_argument(fmt::format("--send {} needs bf16 tokens and --hidden a multiple of {}; here they are {} and {}",
+                                                send.name, scale_block, options.dtype, options.hidden));
+    }
+    if (send.fp8 && options.weighted) {
+        throw std::invalid_argument(fmt::format("--send {} goes without --weighted", send.name));
+    }
+    if (send.inside && options.device == "cuda" && manager_kind(options.manager) == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) {
+        throw std::invalid_argument(fmt::format("--send {}: dispatch over NCCL quantizes nothing; send fp8", send.name));
     }
     if (options.uneven && options.ranks < 2) {
         throw std::invalid_argument("--uneven needs at least two ranks");
@@ -63,6 +75,13 @@ int run_pair(PairOptions options, const std::string &command) {
     }
     if (options.device == "host" && options.sm_budgets != std::vector<int>{0}) {
         notes.push_back("the host device has no multiprocessors: --sm-budget changes nothing");
+    }
+    if (const Send send = send_of(options.send); send.fp8) {
+        notes.push_back(send.inside ? "what the timed combines add was made before the timing, since experts would have had to turn FP8 into bf16"
+                                : "what is timed reads rows made before it: dispatch FP8 rows of three inputs in turn, combine bf16 rows");
+        if (options.baseline) {
+            notes.push_back("the baseline sends fp8 made before the timing");
+        }
     }
     std::vector<Peers> peers;
     for (const std::string &file : options.compare) {

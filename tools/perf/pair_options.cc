@@ -22,6 +22,8 @@ Examples:
       Everything about one shape: all batch sizes, beside NCCL's all-gather and reduce-scatter and beside figures from elsewhere.
   moelink-perf pair --shape kimi-k2 --sweep --check
       The shape of another model.
+  moelink-perf pair --send fp8-quantized --sweep --check --compare peers.json
+      Tokens become FP8 on their way; beside the file's figures of fp8.
   moelink-perf pair --graph --tokens 4096 --sm-budget 4,8,16,24,32,64,0 --json budgets.json
       How few multiprocessors are enough.
   moelink-perf pair --ranks 2 --graph --tokens 1,32,128,1024,4096 --slice-of 8 --check --json slice8.json
@@ -70,6 +72,13 @@ void add_pair(CLI::App &app, PairOptions &options) {
         ->delimiter(',')
         ->take_all()
         ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    app.add_option("--send", options.send,
+                   "what a dispatch of bf16 tokens sends:\n"
+                   "rows (as they are) | fp8 (E4M3 and an fp32 scale for each 128 values, made before the timing) |\n"
+                   "fp8-quantized (the same, made inside dispatch) | fp8-quantized-e8m0 (with scales of one byte).\n"
+                   "Combine is of bf16 rows always")
+        ->check(CLI::IsMember({"rows", "fp8", "fp8-quantized", "fp8-quantized-e8m0"}))
         ->capture_default_str();
     app.add_flag("--copy-out", options.copy_out,
                  "received rows go into the caller's own buffers, from which combine reads them, instead of views");

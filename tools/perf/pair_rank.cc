@@ -72,7 +72,11 @@ private:
     // The same tokens through all-gather and reduce-scatter.
     void run_baseline(nlohmann::json &row) {
         announce("the baseline");
-        Job job(session_, world_, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
+        World world = world_;
+        if (world.send.inside) {
+            world.send = send_of("fp8");  // NCCL quantizes nothing
+        }
+        Job job(session_, world, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
         job.decoy();
         const Measured measured = measure_baseline(job);
         judge(measured.chain, "in the outputs of the baseline's timing run");
@@ -115,7 +119,7 @@ private:
         if (corrupts && corrupt == "dispatch") {
             job.corrupt_received();
         }
-        judge(check_dispatch(world_, session_.rank(), job.gathers_all(), job.received()), "in a dispatch " + where);
+        judge(check_dispatch(world_, session_.rank(), job.gathers_all(), {}, job.received()), "in a dispatch " + where);
         issue(as_graph, [&] {
             job.run_experts();
             job.combine_experts(job.output(0));
@@ -147,8 +151,9 @@ private:
         }
         const double dispatch_rows = job.gathers_all() ? gathered : traffic.crossed;
         const double combine_rows = job.own_rounding() ? gathered : traffic.crossed;
-        const double row_bytes = static_cast<double>(world_.hidden) * world_.dtype.bytes;
-        const double bytes = (dispatch_rows + combine_rows) * row_bytes;
+        const auto sent = static_cast<double>(sent_bytes(world_.send, world_.dtype, world_.hidden));
+        const double combined = static_cast<double>(world_.hidden) * world_.dtype.bytes;
+        const double bytes = dispatch_rows * sent + combine_rows * combined;
         nlohmann::json row = {
             {"tokens", world_.most_tokens()},
             {"routing", routing_.name},
@@ -156,6 +161,8 @@ private:
             {"rows_crossed", static_cast<int64_t>(dispatch_rows)},
             {"rows_own", static_cast<int64_t>(traffic.own)},
             {"rows_sent", static_cast<int64_t>(traffic.sent)},
+            {"dispatch_row_bytes", sent},
+            {"combine_row_bytes", combined},
             {"bytes_crossed", bytes},
             {"dispatch_us_p50", measured.dispatch.p50},
             {"dispatch_us_p99", measured.dispatch.p99},

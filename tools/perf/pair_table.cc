@@ -85,7 +85,8 @@ bool shown(Show show, const PairOptions &options, double push_gbps) {
 
 Table pair_table(const PairOptions &options, double push_gbps) {
     Table table;
-    table.title = fmt::format("{}, hidden {} {}, top-{} of {} experts, {}", options.manager, options.hidden, options.dtype, options.topk,
+    const std::string sent = options.send == "rows" ? "" : " sent as " + options.send;
+    table.title = fmt::format("{}, hidden {} {}{}, top-{} of {} experts, {}", options.manager, options.hidden, options.dtype, sent, options.topk,
                               options.experts, options.graph ? "graph replay" : "eager calls");
     if (options.slice_of > 0) {
         table.title += fmt::format("\nof a group of {} ranks: only the rows that ranks 0 and 1 send to each other", options.slice_of);

@@ -112,6 +112,12 @@ std::vector<double> Session::slowest(const std::vector<double> &mine) const {
     return most;
 }
 
+namespace {
+bool made_by_caller(const Send &send) {
+    return send.fp8 && !send.inside;
+}
+}  // namespace
+
 Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget)
     : session_(session),
       world_(world),
@@ -120,6 +126,10 @@ Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget
       tokens_here_(static_cast<uint64_t>(world.tokens[static_cast<size_t>(session.rank())])),
       rank_tokens_(world.tokens) {
     const PairOptions &options = session.options();
+    sent_bytes_ = {sent_value_bytes(world.send, world.dtype, world.hidden)};
+    if (world.send.fp8) {
+        sent_bytes_.push_back(sent_scale_bytes(world.send, world.hidden));
+    }
     moelink_manager *manager = nullptr;
     must(moelink_manager_create(session.group(), kind_, nullptr, &manager), "moelink_manager_create");
     manager_.reset(manager);
@@ -127,8 +137,8 @@ Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget
     config.max_tokens = static_cast<int32_t>(world.most_tokens());
     config.top_k = world.topk;
     config.num_experts = world.experts;
-    config.payload_count = 1;
-    config.payload_row_bytes = &row_bytes_;
+    config.payload_count = static_cast<int32_t>(sent_bytes_.size());
+    config.payload_row_bytes = sent_bytes_.data();
     config.combine_row_bytes = row_bytes_;
     config.sm_budget = sm_budget;
     config.timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
@@ -139,13 +149,14 @@ Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget
     workspace_bytes_ = sizes.workspace_bytes;
 
     Device &device = session.device();
-    tokens_ = device.alloc(output_bytes());
     outputs_[0] = device.alloc(output_bytes());
     outputs_[1] = device.alloc(output_bytes());
     if (options.copy_out) {
         const auto rows = static_cast<uint64_t>(sizes.slots_per_rank) * static_cast<uint64_t>(world.ranks);
-        own_rows_.data = device.alloc(rows * row_bytes_);
-        own_rows_.dtype = world.dtype.id;
+        for (size_t payload = 0; payload < sent_bytes_.size(); ++payload) {
+            own_rows_[payload].data = device.alloc(rows * sent_bytes_[payload]);
+        }
+        own_rows_[0].dtype = world.dtype.id;
     }
     const auto &ids = world.ids[static_cast<size_t>(session.rank())];
     const auto &weights = world.weights[static_cast<size_t>(session.rank())];
@@ -159,19 +170,73 @@ Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget
         id = id < 0 ? 0 : (id + world.experts / 2 + 1) % world.experts;
     }
     device.copy_in(decoy_ids_, others.data(), others.size() * sizeof(int32_t));
+    constexpr int callers_inputs = 3;
+    for (int number = 0; number < (made_by_caller(world.send) ? callers_inputs : 1); ++number) {
+        fill_input(number);
+    }
+    if (world.send.fp8) {
+        fill_chain_rows(sizes.slots_per_rank);
+    }
+}
+
+void Job::fill_input(int number) {
+    const Send form = made_by_caller(world_.send) ? world_.send : send_of("rows");
+    const uint64_t value_bytes = sent_value_bytes(form, world_.dtype, world_.hidden);
+    const uint64_t bytes = sent_bytes(form, world_.dtype, world_.hidden);
+    Device &device = session_.device();
+    auto *input = static_cast<char *>(inputs_.emplace_back(device.alloc(tokens_here_ * bytes)));
     std::vector<char> row(row_bytes_);
-    std::vector<char> block;
+    std::vector<char> sent(bytes);
+    std::vector<char> values;
+    std::vector<char> scales;
     constexpr uint64_t block_bytes = 16u << 20;
     uint64_t copied = 0;
     for (uint64_t token = 0; token < tokens_here_; ++token) {
-        fill_row(world.dtype, world.seed, session.rank(), static_cast<int64_t>(token), world.hidden, row.data());
-        block.insert(block.end(), row.begin(), row.end());
-        if (block.size() >= block_bytes || token + 1 == tokens_here_) {
-            device.copy_in(static_cast<char *>(tokens_) + copied, block.data(), block.size());
-            copied += block.size();
-            block.clear();
+        given_row(world_, {number, false}, session_.rank(), static_cast<int64_t>(token), row.data());
+        send_row(form, world_.dtype, row.data(), world_.hidden, sent.data());
+        values.insert(values.end(), sent.begin(), sent.begin() + static_cast<std::ptrdiff_t>(value_bytes));
+        scales.insert(scales.end(), sent.begin() + static_cast<std::ptrdiff_t>(value_bytes), sent.end());
+        if (values.size() >= block_bytes || token + 1 == tokens_here_) {
+            device.copy_in(input + copied, values.data(), values.size());
+            copied += values.size();
+            values.clear();
         }
     }
+    device.copy_in(input + copied, scales.data(), scales.size());
+}
+
+// As if each received row's experts gave back the token itself.
+void Job::fill_chain_rows(int64_t slots) {
+    Device &device = session_.device();
+    const uint64_t bytes = static_cast<uint64_t>(slots) * static_cast<uint64_t>(world_.ranks) * row_bytes_;
+    chain_rows_ = device.alloc(bytes);
+    device.fill(chain_rows_, 0xff, bytes);
+    for (int source = 0; source < world_.ranks; ++source) {
+        std::vector<char> rows;
+        for (int64_t token = 0; token < world_.tokens[static_cast<size_t>(source)]; ++token) {
+            if (!gathers_all() && !world_.sends(source, token, session_.rank())) {
+                continue;
+            }
+            rows.resize(rows.size() + row_bytes_);
+            given_row(world_, {}, source, token, rows.data() + rows.size() - row_bytes_);
+        }
+        device.copy_in(static_cast<char *>(chain_rows_) + static_cast<uint64_t>(source * slots) * row_bytes_, rows.data(), rows.size());
+    }
+    device.sync();
+}
+
+const void *Job::chain_input(int pair, int restart) const {
+    if (inputs_.size() > 1) {
+        return inputs_[static_cast<size_t>(pair) % inputs_.size()];
+    }
+    return pair % restart == 0 ? tokens() : output((pair + 1) % 2);
+}
+
+Given Job::chain_given(int pair, int restart) const {
+    if (inputs_.size() > 1) {
+        return {static_cast<int>(static_cast<size_t>(pair) % inputs_.size()), false};
+    }
+    return {0, pair % restart != 0};
 }
 
 Job::~Job() {
@@ -181,15 +246,23 @@ Job::~Job() {
 
 void Job::dispatch(const void *tokens, const void *ids) {
     moelink_dispatch_args args = MOELINK_DISPATCH_ARGS_INIT;
-    moelink_rows payload{const_cast<void *>(tokens), row_bytes_, 0, world_.dtype.id, 0};
+    auto *values = static_cast<char *>(const_cast<void *>(tokens));
+    moelink_rows payloads[2] = {{values, row_bytes_, 0, world_.dtype.id, 0}, {}};
+    if (world_.send.inside) {
+        payloads[1].dtype = world_.send.e8m0 ? MOELINK_DTYPE_E8M0 : MOELINK_DTYPE_F32;
+        args.quantize = MOELINK_QUANTIZE_F8E4M3_BLOCK128;
+    } else if (world_.send.fp8) {
+        payloads[0] = {values, sent_bytes_[0], 0, MOELINK_DTYPE_F8E4M3, 0};
+        payloads[1] = {values + tokens_here_ * sent_bytes_[0], sent_bytes_[1], 0, MOELINK_DTYPE_F32, 0};
+    }
     args.num_tokens = static_cast<int32_t>(tokens_here_);
     args.topk_ids = ids;
     args.topk_weights = static_cast<const float *>(weights_);
     args.rank_tokens = rank_tokens_.data();
-    args.payload_count = 1;
-    args.payloads = &payload;
-    args.outputs = own_rows_.data != nullptr ? &own_rows_ : nullptr;
-    view_.payloads = &view_rows_;
+    args.payload_count = static_cast<int32_t>(sent_bytes_.size());
+    args.payloads = payloads;
+    args.outputs = own_rows_[0].data != nullptr ? own_rows_ : nullptr;
+    view_.payloads = view_rows_;
     must(moelink_dispatch(manager_.get(), &args, session_.device().stream(), &view_), "moelink_dispatch");
 }
 
@@ -202,16 +275,21 @@ void Job::combine(void *rows, uint64_t stride, void *output) {
 }
 
 void Job::combine_received(void *output) {
-    combine(view_rows_.data, view_rows_.row_stride, output);
+    if (chain_rows_ != nullptr) {
+        combine(chain_rows_, row_bytes_, output);
+    } else {
+        combine(view_rows_[0].data, view_rows_[0].row_stride, output);
+    }
 }
 
 void Job::run_experts() {
     if (expert_rows_ == nullptr) {
         throw std::logic_error("the experts' rows are allocated by poison()");
     }
-    session_.device().experts({view_rows_.data, view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_, view_.topk_ids,
-                               view_.topk_weights, view_.recv_counts, expert_rows_, view_.slots_per_rank, world_.ranks,
-                               world_.topk, world_.hidden, world_.experts, world_.dtype});
+    const bool fp8 = world_.send.fp8;
+    session_.device().experts({view_rows_[0].data, view_stride(0), fp8 ? view_rows_[1].data : nullptr, fp8 ? view_stride(1) : 0,
+                               world_.send.e8m0, view_.topk_ids, view_.topk_weights, view_.recv_counts, expert_rows_,
+                               view_.slots_per_rank, world_.ranks, world_.topk, world_.hidden, world_.experts, world_.dtype});
 }
 
 void Job::combine_experts(void *output) {
@@ -225,22 +303,36 @@ void Job::decoy() {
     session_.device().sync();
 }
 
+uint64_t Job::view_stride(size_t payload) const {
+    return view_rows_[payload].row_stride > 0 ? view_rows_[payload].row_stride : sent_bytes_[payload];
+}
+
+namespace {
+constexpr int not_a_number = 0xff;  // as a byte of every type
+}
+
+void Job::poison_received() {
+    Device &device = session_.device();
+    const auto rows = static_cast<uint64_t>(view_.row_capacity);
+    session_.barrier();  // no peer still writes
+    for (size_t payload = 0; payload < sent_bytes_.size(); ++payload) {
+        device.fill(view_rows_[payload].data, not_a_number, rows > 0 ? (rows - 1) * view_stride(payload) + sent_bytes_[payload] : 0);
+    }
+    device.fill(view_.topk_weights, not_a_number, rows * static_cast<uint64_t>(world_.topk) * sizeof(float));
+    device.sync();
+    session_.barrier();  // no peer writes yet
+}
+
 void Job::poison() {
     Device &device = session_.device();
     const auto rows = static_cast<uint64_t>(view_.row_capacity);
     if (expert_rows_ == nullptr) {
         expert_rows_ = device.alloc(rows * row_bytes_);
     }
-    session_.barrier();  // no peer still writes
-    constexpr int not_a_number = 0xff;
-    const uint64_t stride = view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_;
-    device.fill(view_rows_.data, not_a_number, rows > 0 ? (rows - 1) * stride + row_bytes_ : 0);
-    device.fill(view_.topk_weights, not_a_number, rows * static_cast<uint64_t>(world_.topk) * sizeof(float));
     device.fill(expert_rows_, not_a_number, rows * row_bytes_);
     device.fill(outputs_[0], not_a_number, output_bytes());
     device.fill(outputs_[1], not_a_number, output_bytes());
-    device.sync();
-    session_.barrier();  // no peer writes yet
+    poison_received();
 }
 
 Received Job::received() const {
@@ -256,17 +348,21 @@ Received Job::received() const {
     device.copy_out(got.counts.data(), view_.recv_counts, ranks * sizeof(int32_t));
     device.copy_out(got.ids.data(), view_.topk_ids, got.ids.size() * sizeof(int32_t));
     device.copy_out(got.weights.data(), view_.topk_weights, got.weights.size() * sizeof(float));
-    const uint64_t stride = view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_;
+    const uint64_t packed_bytes = sent_bytes(world_.send, world_.dtype, world_.hidden);
     for (size_t source = 0; source < ranks; ++source) {
         const auto count = static_cast<uint64_t>(std::clamp<int64_t>(got.counts[source], 0, got.slots));
-        auto &packed = got.rows.emplace_back(count * row_bytes_);
-        const char *from = static_cast<const char *>(view_rows_.data) + source * static_cast<uint64_t>(got.slots) * stride;
-        if (stride == row_bytes_) {
-            device.copy_out(packed.data(), from, packed.size());
-        } else {
+        auto &packed = got.rows.emplace_back(count * packed_bytes);
+        uint64_t at = 0;
+        for (size_t payload = 0; payload < sent_bytes_.size() && count > 0; ++payload) {
+            const uint64_t stride = view_stride(payload);
+            const uint64_t bytes = sent_bytes_[payload];
+            std::vector<char> strided((count - 1) * stride + bytes);
+            device.copy_out(strided.data(), static_cast<const char *>(view_rows_[payload].data) + source * static_cast<uint64_t>(got.slots) * stride,
+                            strided.size());
             for (uint64_t row = 0; row < count; ++row) {
-                device.copy_out(packed.data() + row * row_bytes_, from + row * stride, row_bytes_);
+                std::memcpy(packed.data() + row * packed_bytes + at, strided.data() + row * stride, bytes);
             }
+            at += bytes;
         }
     }
     return got;
@@ -290,11 +386,10 @@ void Job::corrupt_received() {
     session_.device().sync();
     std::vector<int32_t> counts(static_cast<size_t>(world_.ranks));
     session_.device().copy_out(counts.data(), view_.recv_counts, counts.size() * sizeof(int32_t));
-    const uint64_t stride = view_rows_.row_stride > 0 ? view_rows_.row_stride : row_bytes_;
     for (size_t source = 0; source < counts.size(); ++source) {
         if (counts[source] > 0) {
             flip_byte(session_.device(),
-                      static_cast<char *>(view_rows_.data) + source * static_cast<uint64_t>(view_.slots_per_rank) * stride);
+                      static_cast<char *>(view_rows_[0].data) + source * static_cast<uint64_t>(view_.slots_per_rank) * view_stride(0));
             return;
         }
     }

@@ -99,14 +99,19 @@ public:
     // Blocks the host, so no graph.
     bool blocks() const { return kind_ == MOELINK_MANAGER_REFERENCE; }
 
-    // Buffers of [tokens, hidden]: the tokens themselves, and two that a chain of pairs writes in turn.
-    void *tokens() const { return tokens_; }
+    // What dispatch reads: the tokens, [tokens, hidden], or where the caller makes FP8, [tokens, hidden] of it and then their scales.
+    void *tokens() const { return inputs_.front(); }
+    // Buffers of [tokens, hidden] that a chain of pairs writes in turn.
     void *output(int which) const { return outputs_[which]; }
     uint64_t output_bytes() const { return tokens_here_ * row_bytes_; }
+    // What pair `pair` of a chain reads, where a chain starts from the tokens every `restart` pairs: the combine before it, or for FP8 of
+    // the caller one of the inputs. given: which rows these are, after any number of pairs.
+    const void *chain_input(int pair, int restart) const;
+    Given chain_given(int pair, int restart) const;
 
     void dispatch(const void *tokens, const void *ids);
     void dispatch(const void *tokens) { dispatch(tokens, ids_); }
-    // Straight from the rows that were received.
+    // Straight from the rows that were received; where those are FP8, from the senders' tokens in the run's type, made before.
     void combine_received(void *output);
     // The experts' work on what was received, and its combine.
     void run_experts();
@@ -116,6 +121,7 @@ public:
     void decoy();
     // Poisons everything that the next round is to write: received rows and weights, the experts' rows, the outputs. Collective.
     void poison();
+    void poison_received();
     Received received() const;
     std::vector<char> output_on_host(int which) const;
     // Flips one bit of a received value, or of an output, on the last rank that has one: a proof that the check can fail.
@@ -124,24 +130,29 @@ public:
 
 private:
     void combine(void *rows, uint64_t stride, void *output);
+    void fill_input(int number);
+    void fill_chain_rows(int64_t slots);
+    uint64_t view_stride(size_t payload) const;
 
     const Session &session_;
     const World &world_;
     int32_t kind_;
     uint64_t row_bytes_;
+    std::vector<uint64_t> sent_bytes_;  // of each payload: values, and scales of FP8
     uint64_t tokens_here_;
     std::vector<int64_t> rank_tokens_;
     std::unique_ptr<moelink_manager, ManagerCloser> manager_;
     uint64_t workspace_bytes_ = 0;
-    void *tokens_ = nullptr;
+    std::vector<void *> inputs_;
     void *outputs_[2] = {nullptr, nullptr};
     void *ids_ = nullptr;
     void *decoy_ids_ = nullptr;
     void *weights_ = nullptr;
     void *expert_rows_ = nullptr;
-    moelink_rows own_rows_{};  // where received rows are copied to; data nullptr: they stay in the view
+    void *chain_rows_ = nullptr;
+    moelink_rows own_rows_[2]{};  // where received rows are copied to; data nullptr: they stay in the view
     moelink_dispatched view_ = MOELINK_DISPATCHED_INIT;
-    moelink_rows view_rows_{};
+    moelink_rows view_rows_[2]{};
 };
 
 }  // namespace perf

@@ -90,6 +90,30 @@ inline uint16_t float_to_bf16(float value) {
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// FP8 E4M3 of a finite value.
+PERF_BOTH inline float e4m3_to_float(uint8_t code) {
+    const unsigned exponent = code >> 3 & 15u;
+    const unsigned mantissa = code & 7u;
+    const float steps = exponent == 0 ? static_cast<float>(2 * mantissa) : static_cast<float>((8 + mantissa) << exponent);
+    return (code & 0x80u ? -0x1p-10f : 0x1p-10f) * steps;
+}
+inline constexpr int scale_block = 128;  // FP8 values with one scale
+// A scale of a normal number in fp32, or as E8M0.
+PERF_BOTH inline float scale_at(const void *scales, bool e8m0, int index) {
+    const auto *bytes = static_cast<const unsigned char *>(scales);
+    union {
+        uint32_t bits;
+        float value;
+    } scale;
+    if (e8m0) {
+        scale.bits = static_cast<uint32_t>(bytes[index]) << 23;
+    } else {
+        bytes += 4 * index;
+        scale.bits = bytes[0] | bytes[1] << 8 | bytes[2] << 16 | static_cast<uint32_t>(bytes[3]) << 24;
+    }
+    return scale.value;
+}
+
 // Row `token` of rank `rank`: values of both signs, magnitudes in [0.25, 4), every one exact in its type, never zero.
 void fill_row(const Dtype &dtype, uint64_t seed, int rank, int64_t token, int hidden, void *out);
 // count elements to fp32 and back (round to nearest even).
