@@ -139,7 +139,6 @@ __device__ __forceinline__ void send_payload(const Workspace &ws, const Payload 
     const Teams teams(tokens);
     with_width(payload.width, [=, &ws, &payload, &shared](auto vector) {
         using V = decltype(vector);
-        bool is_ready = sizeof(V) == sizeof(uint4) && ready != nullptr;
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
             const int distinct = shared.routes.distinct[local];
@@ -147,11 +146,12 @@ __device__ __forceinline__ void send_payload(const Workspace &ws, const Payload 
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
                 Batch<V> batch;
+                bool loaded = false;
                 if constexpr (sizeof(V) == sizeof(uint4)) {
-                    if (is_ready) batch = ready->batch;
+                    loaded = ready != nullptr && local == teams.team && first == teams.lane;
+                    if (loaded) batch = ready->batch;
                 }
-                if (!is_ready) batch.load(from, first, count, teams.width);
-                is_ready = false;
+                if (!loaded) batch.load(from, first, count, teams.width);
                 for (int j = 0; j < distinct; ++j) {
                     const Destination to = shared.routes.to[local][j];
                     batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,

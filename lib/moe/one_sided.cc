@@ -181,7 +181,9 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         if (rows.row_bytes == 0) continue;
         whole_vectors = whole_vectors && (scales || payload.width == 16);
         if (i == 0 && call.quantize != kernels::quantize_none && device_.on_cuda() && payload.width != 16) {
-            fail(MOELINK_ERR_INVALID_ARGUMENT, "payloads[0] has an address or stride that is no multiple of 16 bytes, which quantize needs on CUDA");
+            fail(MOELINK_ERR_INVALID_ARGUMENT,
+                 "quantize needs multiples of 16 bytes on CUDA; payloads[0] has address {} and stride {}, and the config's payload_row_bytes[0] is {}",
+                 rows.data, rows.row_stride, config_.payload_row_bytes[0]);
         }
         copies_out = copies_out || output.data != nullptr;
         received.payloads[i] = output;

@@ -211,6 +211,7 @@ static void tell(void *user, int32_t layer, int32_t local_slots, const int32_t *
         if (before[slot] >= 0) RANK_EQUAL(told->ctx, before[slot], held[slot]);
         held[slot] = after[slot] >= 0 ? after[slot] : held[slot];
     }
+    device_sync(told->ctx, NULL); /* the weights come in order of the communicator's stream */
     exchange_check(told->ctx, &model->layers[index], held);
     told->layers[told->calls++] = index;
 }

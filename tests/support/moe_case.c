@@ -53,7 +53,7 @@ static void choose_quantize(const moe_geometry *geometry, uint64_t *state, moe_r
     uint64_t scale_bytes = dtype == MOELINK_DTYPE_F32 ? 4 : 1;
     uint64_t blocks = geometry->row_bytes[0] / QUANTIZE_BLOCK;
     if (geometry->row_bytes[1] / scale_bytes < blocks) blocks = geometry->row_bytes[1] / scale_bytes;
-    if (out->payload_count < 2 || blocks == 0) return;
+    if (out->payload_count < 2 || blocks == 0 || geometry->row_bytes[0] % 16 != 0) return;
     if (random_chance(state, 50)) blocks = any_size(state, blocks);
     out->quantize = dtype;
     out->sent[0] = out->sent[1] = 1;
