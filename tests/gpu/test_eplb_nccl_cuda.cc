@@ -48,6 +48,7 @@ void rounds(rank_context *ctx) {
     rank.run_rounds();
     moelink_stream stream = device_stream_create(ctx);
     RANK_OK(ctx, moelink_eplb_comm_set_stream(rank.comm, stream));
+    rank.number_slots();  // the last rounds have left experts without a slot
     for (int round = 0; round < 3; ++round) rank.run(rank.draw());
     if (rank.callers != nullptr) {
         RANK_OK(ctx, moelink_eplb_comm_cleanup(rank.comm));

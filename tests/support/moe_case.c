@@ -42,6 +42,7 @@ void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry
         if (out->vectors) out->row_bytes[i] = (out->row_bytes[i] + 15) / 16 * 16;
     }
     if (quantizes && out->row_bytes[1] < hidden / QUANTIZE_BLOCK * 4) out->row_bytes[1] = hidden / QUANTIZE_BLOCK * 4;
+    if (out->vectors) out->row_bytes[1] = (out->row_bytes[1] + 15) / 16 * 16;
     out->combine_row_bytes = hidden * 4;
     out->slots = random_chance(&state, 60) ? 1 : random_range(&state, 2, 4);
 }

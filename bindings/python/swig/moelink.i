@@ -57,3 +57,4 @@ MOELINK_PARAMETERS(moelink_combine_args)
 %include <moelink/memory.h>
 %include <moelink/moe.h>
 %include "eplb.i"
+%include "eplb_exchange.i"
