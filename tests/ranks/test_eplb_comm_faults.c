@@ -349,7 +349,11 @@ static void many(rank_context *ctx) {
     RANK_EQUAL(ctx, settled_files(files), files);
     RANK_EQUAL(ctx, count_maps("memfd"), mappings);
     RANK_EQUAL(ctx, count_entries("/proc/self/task"), tasks);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    (void)memory; /* sanitizers hold freed memory back, and find leaks themselves */
+#else
     RANK_CHECK(ctx, resident() < memory + 8192); /* one ring a communicator would be far more */
+#endif
 }
 
 static void test_many(void **state) {
