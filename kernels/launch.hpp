@@ -28,7 +28,7 @@ inline constexpr int max_dispatch_packet_rows = 256;
 inline constexpr int max_combine_packet_rows = 2048;
 inline constexpr uint64_t packet_word = 16;
 inline constexpr uint64_t packet_tile_data = 1536;
-inline constexpr uint64_t packet_tile_beside = 5 * packet_word;  // the vectors' topmost bits; scales, where rows are quantised
+inline constexpr uint64_t packet_tile_beside = 5 * packet_word;  // the vectors' topmost bits; scales, where rows are quantized
 inline constexpr uint64_t packet_routing_bytes = 512;  // one word an id, weight and half of the row's origin
 MOELINK_BOTH inline constexpr uint64_t packet_tiles(uint64_t row_bytes) { return (row_bytes + packet_tile_data - 1) / packet_tile_data; }
 // In the value of a count word: the round's rows come as packets; they may go back as packets.

@@ -184,8 +184,8 @@ typedef struct moelink_dispatch_args {
     const moelink_rows *outputs;      /**< NULL: views into the workspace. Else [payload_count] device buffers of row_capacity rows;
                                            one with data NULL is a view */
     int32_t quantize;                 /**< MOELINK_QUANTIZE_*. _F8E4M3_BLOCK128: payload_count is 2 or more; payloads[0] has dtype BF16, row_bytes
-                                           2 * n, and on CUDA an address and stride that are multiples of 16, as the config's payload_row_bytes[0] is; payloads[1] has data NULL and
-                                           dtype F32 or E8M0; outputs of scales start at multiples of 4 for F32. Config and outputs are
+                                           2 * n, and on CUDA an address and stride that are multiples of 16, as the config's
+                                           payload_row_bytes[0] is; payloads[1] has data NULL and dtype F32 or E8M0; outputs of scales start at multiples of 4 for F32. Config and outputs are
                                            in bytes of what travels: n, and 4 * n / 128 or n / 128. Not on
                                            ALLGATHER_REDUCESCATTER over NCCL */
     int32_t sm_budget;                /**< multiprocessors that this call may use, in place of the config's; 0: the config's. Never more than

@@ -1,7 +1,7 @@
 // Push combine: one kernel whose blocks have two parts. Some push: they store each received row into its owner's plane, at the
-// token's number and the rank's place among the token's distinct ranks, and mark it as arrived; or send it as packets, where it
-// came as packets. The others add: they wait for the rows of one token after another and add them in rank order in fp32. Rows of
-// our own tokens that our own experts worked on are read where they are.
+// token's number and the rank's place among the token's distinct ranks, and mark it as arrived; or send it as packets, where its
+// owner has few enough tokens. The others add: they wait for the rows of one token after another and add them in rank order in
+// fp32. Rows of our own tokens that our own experts worked on are read where they are.
 #include "common/load.cuh"
 #include "common/packets.cuh"
 #include "common/start.cuh"

@@ -6,10 +6,6 @@
 
 #include "launch.hpp"
 
-#if !defined(__CUDACC__)
-#include <bit>
-#endif
-
 namespace moelink::kernels {
 
 inline constexpr float largest_e4m3 = 448.0f;

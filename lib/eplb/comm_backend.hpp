@@ -2,6 +2,7 @@
 #pragma once
 
 #include "eplb/strips.hpp"
+#include "group/agreement.hpp"
 #include "group/group.hpp"
 #include "memory/place.hpp"
 
@@ -113,6 +114,14 @@ struct CommKind {
     // Collective; throws alike on all ranks.
     std::unique_ptr<CommBackend> (*make)(const CommBackendParams &params);
 };
+
+// A `make` for a back end whose constructor works on this rank alone.
+template <class Backend>
+std::unique_ptr<CommBackend> make_comm_backend(const CommBackendParams &params) {
+    std::unique_ptr<CommBackend> made;
+    step(params.group, Deadline::after_ns(params.params.timeout_ns), [&] { made = std::make_unique<Backend>(params); });
+    return made;
+}
 
 // NULL when there is none; AUTO has no row.
 const CommKind *find_comm_kind(int32_t kind);

@@ -2,7 +2,6 @@
 // pulled through host memory.
 #include "eplb/pull.hpp"
 #include "eplb/reach.hpp"
-#include "group/agreement.hpp"
 
 namespace moelink::eplb {
 
@@ -110,14 +109,6 @@ private:
     std::deque<Copy> copies_;  // in stream order
 };
 
-moelink_status available(int32_t device, std::string *why) { return device_available(device, why); }
-
-std::unique_ptr<CommBackend> make(const CommBackendParams &params) {
-    std::unique_ptr<CommBackend> made;
-    step(params.group, Deadline::after_ns(params.params.timeout_ns), [&] { made = std::make_unique<Read>(params); });
-    return made;
-}
-
 }  // namespace
 
 const CommKind comm_read_kind = {MOELINK_EPLB_COMM_READ,
@@ -126,8 +117,8 @@ const CommKind comm_read_kind = {MOELINK_EPLB_COMM_READ,
                                  "the receiver reads the peer's live rows where they are mapped here, and stages the others",
                                  false,
                                  false,
-                                 available,
-                                 pull_host_bytes,
-                                 make};
+                                 &device_available,
+                                 &pull_host_bytes,
+                                 &make_comm_backend<Read>};
 
 }  // namespace moelink::eplb

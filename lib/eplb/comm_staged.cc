@@ -1,6 +1,5 @@
 // Staged: every expert goes through host memory.
 #include "eplb/pull.hpp"
-#include "group/agreement.hpp"
 
 namespace moelink::eplb {
 
@@ -33,14 +32,6 @@ private:
     Pull pull_;
 };
 
-moelink_status available(int32_t device, std::string *why) { return device_available(device, why); }
-
-std::unique_ptr<CommBackend> make(const CommBackendParams &params) {
-    std::unique_ptr<CommBackend> made;
-    step(params.group, Deadline::after_ns(params.params.timeout_ns), [&] { made = std::make_unique<Staged>(params); });
-    return made;
-}
-
 }  // namespace
 
 uint64_t pull_host_bytes(int32_t device, const moelink_eplb_comm_params &params) {
@@ -53,8 +44,8 @@ const CommKind comm_staged_kind = {MOELINK_EPLB_COMM_STAGED,
                                    "through host memory and the group's own connections; needs nothing else",
                                    false,
                                    false,
-                                   available,
-                                   pull_host_bytes,
-                                   make};
+                                   &device_available,
+                                   &pull_host_bytes,
+                                   &make_comm_backend<Staged>};
 
 }  // namespace moelink::eplb

@@ -259,8 +259,6 @@ void OneSided::abandon(int32_t slot, const Deadline &deadline) {
 
 namespace {
 
-moelink_status one_sided_available(int32_t device, std::string *why) { return device_available(device, why); }
-
 moelink_manager_sizes one_sided_query(const Group &group, const Config &config) {
     check_workspace(group, config);
     return sizes_from(make_layout(config, group.size(), group.on_cuda()), config);
@@ -275,6 +273,6 @@ std::unique_ptr<Backend> one_sided_make(const BackendParams &params) {
 
 const ManagerKind one_sided_kind = {MOELINK_MANAGER_ONE_SIDED, "one-sided",
                                     "push dispatch and push combine through symmetric memory of one host or NVLink domain",
-                                    &one_sided_available, &one_sided_query, &one_sided_make};
+                                    &device_available, &one_sided_query, &one_sided_make};
 
 }  // namespace moelink

@@ -4,18 +4,12 @@
 set -euo pipefail
 perf=$1
 loads=$2
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
+# shellcheck source=tests/perf/check.sh
+. "$(dirname "$0")/check.sh"
 
 eplb() {
     "$perf" eplb --loads "$loads" --device host --tokens 16 --hidden 32 --iterations 2 --warmup 1 --repeat 1 --expert-bytes 5000 --check \
         --timeout 60 "$@"
-}
-
-fail() {
-    echo "$*"
-    cat "$out"/log 2>/dev/null || true
-    exit 1
 }
 
 # must_pass TEXT KIND CHANGES ARGUMENT...: all right, and the figures of each change fit together.

@@ -6,14 +6,8 @@ set -euo pipefail
 perf=$1
 plot=$2
 published=$3
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-
-fail() {
-    echo "$*"
-    cat "$out"/log 2>/dev/null || true
-    exit 1
-}
+# shellcheck source=tests/perf/check.sh
+. "$(dirname "$0")/check.sh"
 
 # run NAME ARGUMENT...: writes NAME.json
 run() {

@@ -4,14 +4,8 @@
 set -euo pipefail
 perf=$1
 plot=$2
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-
-fail() {
-    echo "$*"
-    cat "$out"/log 2>/dev/null || true
-    exit 1
-}
+# shellcheck source=tests/perf/check.sh
+. "$(dirname "$0")/check.sh"
 
 # must_refuse TEXT ARGUMENT...: exit code 2 and the text.
 must_refuse() {

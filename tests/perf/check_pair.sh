@@ -5,17 +5,11 @@ set -euo pipefail
 perf=$1
 manager=$2
 loads=$3
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
+# shellcheck source=tests/perf/check.sh
+. "$(dirname "$0")/check.sh"
 
 pair() {
     "$perf" pair --device host --ranks 2 --manager "$manager" --hidden 96 --tokens 1,33 --iterations 2 --warmup 1 --check --timeout 60 "$@"
-}
-
-fail() {
-    echo "$*"
-    cat "$out"/log 2>/dev/null || true
-    exit 1
 }
 
 # must_pass TEXT ARGUMENT...

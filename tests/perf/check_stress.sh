@@ -3,14 +3,8 @@
 # Some seconds of random pairs on the host are all right; a row that is damaged on the way there or back is found and named.
 set -euo pipefail
 perf=$1
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-
-fail() {
-    echo "$*"
-    cat "$out"/log 2>/dev/null || true
-    exit 1
-}
+# shellcheck source=tests/perf/check.sh
+. "$(dirname "$0")/check.sh"
 
 stress() {
     "$perf" stress --device host --tokens 100 --delay-us 50 --timeout 60 "$@"

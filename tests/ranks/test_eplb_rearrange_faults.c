@@ -11,6 +11,15 @@
 
 #include <cmocka.h>
 
+static void run(const char *name, int ranks, uint64_t seed, rank_function function) {
+    rank_options options;
+    memset(&options, 0, sizeof options);
+    options.size = ranks;
+    options.seed = seed;
+    options.name = name;
+    assert_int_equal(ranks_run(&options, function), 0);
+}
+
 static const model_options usual = {.layers = 3, .slots = 5, .experts = 14, .kind = MOELINK_EPLB_COMM_STAGED, .staging = 2, .scale = 40};
 
 /* ---- A rank is killed ---- */
@@ -147,12 +156,7 @@ static void late(rank_context *ctx) {
 
 static void test_late(void **state) {
     (void)state;
-    rank_options options;
-    memset(&options, 0, sizeof options);
-    options.size = 4;
-    options.seed = 5;
-    options.name = "late";
-    assert_int_equal(ranks_run(&options, late), 0);
+    run("late", 4, 5, late);
 }
 
 /* ---- What cannot be ---- */
@@ -264,14 +268,8 @@ static void direct(rank_context *ctx) {
 
 static void test_refusals(void **state) {
     (void)state;
-    rank_options options;
-    memset(&options, 0, sizeof options);
-    options.size = 2;
-    options.seed = 2;
-    options.name = "refusals";
-    assert_int_equal(ranks_run(&options, refusals), 0);
-    options.name = "direct";
-    assert_int_equal(ranks_run(&options, direct), 0);
+    run("refusals", 2, 2, refusals);
+    run("direct", 2, 2, direct);
 }
 
 int main(void) {
