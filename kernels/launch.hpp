@@ -146,8 +146,10 @@ struct Divisor {
     }
 };
 
-// Which rank owns an expert: rank r owns experts / ranks of them in order, the first experts % ranks ranks one more.
+// Which rank owns an expert: rank r owns experts / ranks of them in order, the first experts % ranks ranks one more; or as a table says.
 struct ExpertRanks {
+    const int32_t *table;   // [experts] on the device: each one's rank, -1: of none; nullptr: in order
+    const int32_t *places;  // [experts] on the device, with a table: each one's place among its rank's experts
     uint32_t experts;
     uint32_t each;
     uint32_t larger;  // ranks that own one more
@@ -157,10 +159,10 @@ struct ExpertRanks {
 
     ExpertRanks() = default;
     MOELINK_BOTH ExpertRanks(int32_t experts_, int32_t ranks)
-        : experts(static_cast<uint32_t>(experts_)), each(static_cast<uint32_t>(experts_ / ranks)),
+        : table(nullptr), places(nullptr), experts(static_cast<uint32_t>(experts_)), each(static_cast<uint32_t>(experts_ / ranks)),
           larger(static_cast<uint32_t>(experts_ % ranks)), split(larger * (each + 1)), by_each(each), by_more(each + 1) {}
 
-    // First expert of a rank; of the number of ranks: the number of experts.
+    // First expert of a rank, where they are in order; of the number of ranks: the number of experts.
     MOELINK_BOTH int32_t first_of(int32_t rank) const {
         const auto index = static_cast<uint32_t>(rank);
         return static_cast<int32_t>(index * each + (index < larger ? index : larger));
@@ -174,8 +176,12 @@ struct ExpertRanks {
         return static_cast<uint32_t>(id) < experts ? rank_of_expert(static_cast<uint32_t>(id)) : -1;
     }
 
+    // Of an expert that a rank owns: its place among that rank's experts.
+    MOELINK_BOTH int32_t place_of(int32_t expert, int32_t rank) const { return table != nullptr ? places[expert] : expert - first_of(rank); }
+
 private:
     MOELINK_BOTH int32_t rank_of_expert(uint32_t expert) const {
+        if (table != nullptr) return table[expert];
         const bool more = expert < split;
         const uint32_t rank = (more ? by_more : by_each).divide(more ? expert : expert - split);
         return static_cast<int32_t>(more ? rank : larger + rank);

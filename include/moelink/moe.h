@@ -21,10 +21,14 @@ typedef struct moelink_manager moelink_manager;
 enum moelink_manager_kind {
     /** Push dispatch and push combine through symmetric memory. Stream-ordered, graph-capturable, no host synchronisation. */
     MOELINK_MANAGER_ONE_SIDED = 1,
-    /** Every rank receives every token (all-gather); outputs come back by reduce-scatter. NCCL on CUDA (looked up at run time),
-     *  the group's own shared memory on the host. On CUDA the sum is NCCL's: order and intermediate rounding are its own; it has
-     *  no deadline; and graphs that captured it must be destroyed before reinit, growth, cleanup or destroy, since NCCL
-     *  waits for them. */
+    /** Bounded FIFOs between each pair of ranks, whose size does not depend on tokens: rows move on as room is given back. prepare
+     *  exchanges the routing, alltoallv moves any tensors with it (alltoall.h); dispatch and combine do both. */
+    MOELINK_MANAGER_TWO_SIDED = 2,
+    /** Every rank receives every token (all-gather); outputs come back by reduce-scatter. Pushed through symmetric memory where the
+     *  ranks can have it, as ONE_SIDED is: on the host, and on CUDA within an NVLink domain. Else, and with MOELINK_MANAGER_F_NCCL, over
+     *  NCCL (looked up at run time, one rank a GPU). Over NCCL the sum is NCCL's unless MOELINK_MANAGER_F_DETERMINISTIC is set: order and
+     *  intermediate rounding are its own; there is no deadline; and graphs that captured it must be destroyed before reinit, growth,
+     *  cleanup or destroy, since NCCL waits for them. */
     MOELINK_MANAGER_ALLGATHER_REDUCESCATTER = 3,
     /** Naive, through the group's control connections and host memory; host-blocking, not capturable. For tests. */
     MOELINK_MANAGER_REFERENCE = 5
@@ -38,7 +42,14 @@ enum moelink_manager_state {
 };
 
 enum moelink_manager_flags {
-    MOELINK_MANAGER_F_NO_GROW = 1 /**< ensure must not grow: INVALID_STATE when the workspace does not cover the config */
+    MOELINK_MANAGER_F_NO_GROW = 1, /**< ensure must not grow: INVALID_STATE when the workspace does not cover the config */
+    /** ALLGATHER_REDUCESCATTER over NCCL: rows are exchanged and added here, in fp32 and rank order, as all other kinds do always. The
+     *  same on every rank */
+    MOELINK_MANAGER_F_DETERMINISTIC = 2,
+    MOELINK_MANAGER_F_NCCL = 4,    /**< ALLGATHER_REDUCESCATTER on CUDA: NCCL even where the ranks have symmetric memory. The same on every rank */
+    /** Each dispatch gives a buffer for each payload it sends: TWO_SIDED then allocates no memory that grows with tokens for received
+     *  payloads. The same on every rank */
+    MOELINK_MANAGER_F_NO_VIEWS = 8
 };
 
 enum moelink_moe_limits {
@@ -64,9 +75,18 @@ typedef struct moelink_manager_config {
                                             and the slots. Set it where several managers work on a GPU at once. Ignored on the host */
     uint64_t timeout_ns;               /**< [ns] of every wait inside dispatch and combine; 0 = the group's */
     int32_t provider;                  /**< MOELINK_MEMORY_* for the workspace; 0 = automatic */
+    uint32_t layouts;                  /**< bits 1 << MOELINK_LAYOUT_*: layouts that dispatches may ask for, besides RANK_MAJOR; the same on every rank */
+    const int32_t *expert_ranks;       /**< NULL: rank r owns num_experts/ranks experts in order, the first num_experts%ranks ranks one
+                                            more. Else [num_experts] host, read during the call: each expert's rank in this group, or -1: of
+                                            none, its ids are dropped. A rank's local experts are numbered in rising order of their ids. The
+                                            same on every rank */
+    int64_t layout_rows;               /**< rows that a view in another layout than RANK_MAJOR holds on this rank; 0: as many as can ever come. More
+                                            rows than that are a fault (TOO_SMALL) */
+    int32_t alignment;                 /**< largest alignment that a dispatch in EXPERT_MAJOR asks for; 0 = 1 */
     uint32_t reserved;                 /**< 0 */
 } moelink_manager_config;
-#define MOELINK_MANAGER_CONFIG_INIT {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u}
+#define MOELINK_MANAGER_CONFIG_INIT \
+    {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u, 0, 0, 0, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_manager_config_init(moelink_manager_config *config);
 
@@ -78,8 +98,10 @@ typedef struct moelink_manager_sizes {
     uint64_t dispatch_bytes;  /**< [bytes] received payloads, ids and weights, all slots */
     uint64_t combine_bytes;   /**< [bytes] received combine rows, all slots */
     uint64_t control_bytes;   /**< [bytes] flags, counts and routing, all slots */
+    uint64_t layout_bytes;    /**< [bytes] views in config.layouts, their counts and offsets, all slots; not part of workspace_bytes */
+    int64_t layout_rows;      /**< rows of such a view, the most of its layouts */
 } moelink_manager_sizes;
-#define MOELINK_MANAGER_SIZES_INIT {(uint32_t)sizeof(moelink_manager_sizes), 0, 0u, 0u, 0u, 0u}
+#define MOELINK_MANAGER_SIZES_INIT {(uint32_t)sizeof(moelink_manager_sizes), 0, 0u, 0u, 0u, 0u, 0u, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_manager_sizes_init(moelink_manager_sizes *sizes);
 
@@ -146,8 +168,27 @@ MOELINK_API const char *moelink_manager_error(const moelink_manager *manager);
 /** Cleans up and drops the handle. Waits for this rank's device. NULL is fine. Local, host-blocking. */
 MOELINK_API void moelink_manager_destroy(moelink_manager *manager);
 
+/** How received rows lie. Every kind of manager has all of them, from one dispatch. Rows are in order of source rank, then token, then k:
+ *  the same input gives the same rows. */
 enum moelink_layout {
-    MOELINK_LAYOUT_RANK_MAJOR = 0 /**< [ranks, slots_per_rank, ...]: rows of source s at s * slots_per_rank, in token order */
+    MOELINK_LAYOUT_RANK_MAJOR = 0, /**< [ranks, slots_per_rank, ...]: rows of source s at s * slots_per_rank, in token order */
+    MOELINK_LAYOUT_PACKED = 1,     /**< rows of source s from rank_offsets[s] on, without gaps */
+    /** One row for each (token, k) with an expert here: rows of local expert e from expert_offsets[e] on, each expert's at a multiple of
+     *  the alignment; the rows between are zero. */
+    MOELINK_LAYOUT_EXPERT_MAJOR = 2,
+    /** The same with room for as many rows for each local expert, [local_experts, expert_rows, ...] (DeepEP's low-latency form): expert e
+     *  from e * expert_rows on, where expert_rows = ranks * slots_per_rank, or what layout_rows or output_rows leave for each. Rows beyond
+     *  expert_counts[e] are undefined. */
+    MOELINK_LAYOUT_EXPERT_PADDED = 3
+};
+
+enum moelink_dispatch_flags {
+    /** The slot's last dispatch is done again for other payloads: its tokens, topk_ids, weights, layout and invalid_id. num_tokens is
+     *  the same; topk_ids and topk_weights are not read. The same on every rank. INVALID_STATE when the slot has had no dispatch. */
+    MOELINK_DISPATCH_F_CACHED_ROUTING = 1,
+    /** Only the sending half; the receiving half is moelink_dispatch_receive on the same slot, before anything that was received is
+     *  used. Work in between overlaps with the transfer. Neither over NCCL nor on TWO_SIDED, where senders wait for receivers. */
+    MOELINK_DISPATCH_F_SEND_ONLY = 2
 };
 
 /** Quantization inside dispatch. The same on every rank. */
@@ -172,16 +213,16 @@ typedef struct moelink_dispatch_args {
                                            of a token need differ */
     const float *topk_weights;        /**< [num_tokens, top_k] device f32, or NULL; travels with the token. NULL on all ranks with tokens or
                                            on none */
-    const int64_t *rank_tokens;       /**< [ranks] host: tokens of every rank; read by ALLGATHER_REDUCESCATTER on CUDA only, where NULL
-                                           pads to max_tokens */
-    int32_t layout;                   /**< MOELINK_LAYOUT_* */
+    const int64_t *rank_tokens;       /**< [ranks] host, or NULL: tokens of every rank. ALLGATHER_REDUCESCATTER over NCCL moves only so many rows,
+                                           where NULL pads to max_tokens; other kinds check only this rank's own */
+    int32_t layout;                   /**< MOELINK_LAYOUT_*; in config.layouts */
     int32_t invalid_id;               /**< written into topk_ids of empty rows and for experts that live elsewhere */
     int32_t payload_count;            /**< at most the config's */
-    uint32_t flags;                   /**< 0 */
+    uint32_t flags;                   /**< MOELINK_DISPATCH_F_* */
     const moelink_rows *payloads;     /**< [payload_count], each [num_tokens, ...] device; row_bytes the same on every rank. data NULL:
                                            not sent this time; a rank without tokens may pass data NULL and says by row_bytes above 0
                                            that the payload is sent, by 0 that it is not */
-    const moelink_rows *outputs;      /**< NULL: views into the workspace. Else [payload_count] device buffers of row_capacity rows;
+    const moelink_rows *outputs;      /**< NULL: views into the workspace. Else [payload_count] device buffers of output_rows rows;
                                            one with data NULL is a view */
     int32_t quantize;                 /**< MOELINK_QUANTIZE_*. _F8E4M3_BLOCK128: payload_count is 2 or more; payloads[0] has dtype BF16, row_bytes
                                            2 * n, and on CUDA an address and stride that are multiples of 16, as the config's
@@ -190,10 +231,16 @@ typedef struct moelink_dispatch_args {
                                            ALLGATHER_REDUCESCATTER over NCCL */
     int32_t sm_budget;                /**< multiprocessors that this call may use, in place of the config's; 0: the config's. Never more than
                                            what is shared out when the budget is automatic. Ignored on the host and over NCCL */
+    int32_t alignment;                /**< EXPERT_MAJOR: rows of an expert begin at multiples of it, at most the config's; 0 = 1 */
+    int32_t rank_tokens_count;        /**< entries of rank_tokens, which must be the group's ranks; 0: not checked */
+    int64_t output_rows;              /**< rows that each of `outputs` holds; 0: row_capacity. RANK_MAJOR needs row_capacity. More rows
+                                           than that are a fault (TOO_SMALL), and none is written behind the last */
+    int64_t *load_counts;             /**< NULL, or [num_experts] device: the number of this rank's tokens that name an expert is added to its
+                                           entry; ids that are dropped count nowhere. As moelink_eplb_load_window_record takes them */
 } moelink_dispatch_args;
 #define MOELINK_DISPATCH_ARGS_INIT \
     {(uint32_t)sizeof(moelink_dispatch_args), 0, 0, MOELINK_DTYPE_I32, 0, 0, 0, 0, MOELINK_LAYOUT_RANK_MAJOR, -1, 0, 0u, 0, 0, \
-     MOELINK_QUANTIZE_NONE, 0}
+     MOELINK_QUANTIZE_NONE, 0, 0, 0, 0, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_dispatch_args_init(moelink_dispatch_args *args);
 
@@ -203,27 +250,36 @@ MOELINK_API void moelink_dispatch_args_init(moelink_dispatch_args *args);
 typedef struct moelink_dispatched {
     uint32_t struct_size;
     int32_t ranks;
-    int64_t row_capacity;       /**< ranks * slots_per_rank: rows in each output */
+    int64_t row_capacity;       /**< rows in each output: ranks * slots_per_rank in RANK_MAJOR; what a view holds, or output_rows, in others */
     int64_t slots_per_rank;
     moelink_rows *payloads;     /**< in: the caller's array of payload_count, or NULL; filled with each output's address, row bytes,
                                      stride and dtype. A one-sided view's stride is the config's payload_row_bytes,
                                      rounded up to 4 above 2: dense when rows are a multiple of 4 and as large as the
                                      workspace was made for */
     int32_t *topk_ids;          /**< [row_capacity, top_k] device; invalid_id where no local expert is meant. Ids are those the
-                                     caller gave: global, not local. Not to be written: which rows are marked is remembered */
-    float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was and num_tokens was not 0. Rows
-                                     beyond the counts are undefined */
-    const int32_t *recv_counts; /**< [ranks] device: rows received from each source */
+                                     caller gave: global, not local. Not to be written: which rows are marked is remembered. NULL in the
+                                     EXPERT layouts, and when ALLGATHER_REDUCESCATTER was given none */
+    float *topk_weights;        /**< [row_capacity, top_k] device; NULL when args->topk_weights was and num_tokens was not 0, and in the EXPERT
+                                     layouts. Rows beyond the counts are undefined */
+    const int32_t *recv_counts; /**< [ranks] device: rows received from each source, each counted once in every layout */
+    int32_t local_experts;      /**< experts of this rank */
+    int32_t reserved;
+    const int32_t *rank_offsets;   /**< [ranks + 1] device: first row of each source, and the end; NULL but in PACKED */
+    const int32_t *expert_counts;  /**< [local_experts] device: rows of each local expert; NULL but in the EXPERT layouts */
+    const int32_t *expert_offsets; /**< [local_experts + 1] device: first row of each local expert, and the end; NULL but in the EXPERT layouts */
+    const int32_t *row_sources;    /**< [row_capacity, 3] device: rank, token, and k (-1 in PACKED) of each row; -1, -1, -1 where no row is; NULL in RANK_MAJOR */
+    const float *row_weights;      /**< [row_capacity] device: the weight of each row's (token, k), 0 where no row is; NULL but in the EXPERT layouts with weights */
 } moelink_dispatched;
-#define MOELINK_DISPATCHED_INIT {(uint32_t)sizeof(moelink_dispatched), 0, 0, 0, 0, 0, 0, 0}
+#define MOELINK_DISPATCHED_INIT {(uint32_t)sizeof(moelink_dispatched), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_dispatched_init(moelink_dispatched *dispatched);
 
-/** Who weighs. A received row already mixes the experts of its rank, so normally the caller hands in rows that its expert kernel
- *  has weighted and summed, and combine SUMs over distinct ranks. */
+/** Who weighs. In RANK_MAJOR and PACKED a received row already mixes the experts of its rank, so normally the caller hands in rows that
+ *  its expert kernel has weighted and summed, and combine SUMs over distinct ranks. In the EXPERT layouts a row is one expert's: a
+ *  token's rows are added here first, in fp32 and in the order of k, rounded once to their dtype, and travel as one row. */
 enum moelink_combine_mode {
     MOELINK_COMBINE_SUM = 0,
-    /** Each rank's row is first multiplied, in fp32 on the token's own rank, by the sum of the token's topk_weights for experts of
+    /** EXPERT layouts: each row is first multiplied, in fp32, by the weight of its (token, k). RANK_MAJOR and PACKED: each rank's row is first multiplied, in fp32 on the token's own rank, by the sum of the token's topk_weights for experts of
      *  that rank: right where a rank's row stands for one expert, or for experts that share their output. Needs topk_weights in the
      *  dispatch. Not on ALLGATHER_REDUCESCATTER over NCCL. */
     MOELINK_COMBINE_WEIGHTED = 1
@@ -242,9 +298,11 @@ typedef struct moelink_combine_args {
                               with no valid id become 0 */
     int32_t sm_budget;   /**< as in moelink_dispatch_args */
     uint32_t reserved;   /**< 0 */
+    int64_t input_rows;  /**< rows that input holds: at least the dispatch's row_capacity, or where rank_tokens was given in PACKED, their
+                              sum exactly; 0: not checked */
 } moelink_combine_args;
 #define MOELINK_COMBINE_ARGS_INIT \
-    {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}, 0, 0u}
+    {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}, 0, 0u, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
 
@@ -258,6 +316,17 @@ MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
  *  dispatch with fixed slots, after the one-sided all-to-all that FlashInfer and TensorRT-LLM describe. */
 MOELINK_API moelink_status moelink_dispatch(moelink_manager *manager, const moelink_dispatch_args *args, moelink_stream stream,
                                             moelink_dispatched *out);
+
+/** The receiving half of a dispatch with MOELINK_DISPATCH_F_SEND_ONLY: after it, in stream order, everything is there that the dispatch
+ *  described. Collective; blocking and capturable as the kind's dispatch. Errors: INVALID_STATE when no such dispatch waits on the slot; as dispatch. */
+MOELINK_API moelink_status moelink_dispatch_receive(moelink_manager *manager, int32_t slot, moelink_stream stream);
+
+/** Exact counts of the slot's last dispatch, on the host: waits until they are there, without waiting for a stream.
+ *  out_rank_rows [ranks]: rows from each source; out_expert_rows [local_experts]: rows of each local expert in the EXPERT layouts, else
+ *  not written; either may be NULL; *out_rows: rows in use of the layout, the last expert's end in EXPERT_MAJOR. Local, host-blocking, not
+ *  capturable. Not for dispatches that a graph replays. Errors: INVALID_ARGUMENT, INVALID_STATE, TIMEOUT after timeout_ns (0: the config's). */
+MOELINK_API moelink_status moelink_dispatch_counts(moelink_manager *manager, int32_t slot, uint64_t timeout_ns, int64_t *out_rank_rows,
+                                                   int64_t *out_expert_rows, int64_t *out_rows);
 
 /** Adds for each token of the slot's last dispatch the rows of its distinct ranks: fp32 accumulation in rank order, rounded once.
  *  Input rows travel in their own dtype. Collective; blocking and capturable as the kind's dispatch. DISPATCHED -> READY.

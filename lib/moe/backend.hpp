@@ -55,6 +55,7 @@ struct BackendParams {
     Ref<Group> group;
     Device device;
     Config config;
+    kernels::ExpertRanks owners;  // its tables outlive the back end
     Faults &faults;
     uint64_t generation;
 };

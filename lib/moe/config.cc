@@ -1,7 +1,7 @@
 #include "moe/config.hpp"
 
 #include "base/params.hpp"
-
+#include "kernels/launch.hpp"
 
 #include <algorithm>
 
@@ -22,11 +22,36 @@ struct Wire {
     int32_t payload_count;
     int32_t slots;
     int32_t provider;
-    int32_t reserved;
+    int32_t has_expert_ranks;
+    uint32_t flags;
+    uint32_t layouts;
+    uint64_t expert_ranks;  // code of the table
     uint64_t combine_row_bytes;
     uint64_t payload_row_bytes[MOELINK_MAX_PAYLOADS];
     char text[512];
 };
+
+constexpr uint32_t known_flags = MOELINK_MANAGER_F_NO_GROW | MOELINK_MANAGER_F_DETERMINISTIC | MOELINK_MANAGER_F_NCCL | MOELINK_MANAGER_F_NO_VIEWS;
+constexpr uint32_t agreed_flags = known_flags & ~uint32_t{MOELINK_MANAGER_F_NO_GROW};
+
+// FNV-1a.
+uint64_t code_of(const std::vector<int32_t> &values) {
+    uint64_t code = 14695981039346656037u;
+    for (int32_t value : values) code = (code ^ static_cast<uint32_t>(value)) * 1099511628211u;
+    return code;
+}
+
+std::vector<int32_t> read_expert_ranks(const moelink_manager_config &config, int ranks) {
+    if (config.expert_ranks == nullptr) return {};
+    std::vector<int32_t> result(config.expert_ranks, config.expert_ranks + config.num_experts);
+    for (size_t expert = 0; expert < result.size(); ++expert) {
+        if (result[expert] < -1 || result[expert] >= ranks) {
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "config.expert_ranks[{}] is {}; the group has ranks 0 to {}, and -1 is none", expert, result[expert],
+                 ranks - 1);
+        }
+    }
+    return result;
+}
 
 Wire to_wire(const Config &config, const Outcome &outcome) {
     Wire wire{};
@@ -37,6 +62,10 @@ Wire to_wire(const Config &config, const Outcome &outcome) {
     wire.payload_count = static_cast<int32_t>(config.payload_row_bytes.size());
     wire.slots = config.slots;
     wire.provider = config.provider;
+    wire.has_expert_ranks = config.expert_ranks.empty() ? 0 : 1;
+    wire.flags = config.flags & agreed_flags;
+    wire.layouts = config.layouts;
+    wire.expert_ranks = code_of(config.expert_ranks);
     wire.combine_row_bytes = config.combine_row_bytes;
     std::copy(config.payload_row_bytes.begin(), config.payload_row_bytes.end(), wire.payload_row_bytes);
     write_text(outcome.text, wire.text, sizeof wire.text);
@@ -53,7 +82,7 @@ void check_same(const char *name, uint64_t first, uint64_t other, size_t rank) {
 Config read_config(const moelink_manager_config *given, const Group &group) {
     moelink_manager_config defaults = MOELINK_MANAGER_CONFIG_INIT;
     moelink_manager_config config = read_params(given, defaults, "config");
-    if ((config.flags & ~uint32_t{MOELINK_MANAGER_F_NO_GROW}) != 0) {
+    if ((config.flags & ~known_flags) != 0) {
         fail(MOELINK_ERR_UNSUPPORTED, "config.flags has bits that this library does not know: {:#x}", config.flags);
     }
     check_range("max_tokens", config.max_tokens, 1, 1 << 24);
@@ -63,6 +92,12 @@ Config read_config(const moelink_manager_config *given, const Group &group) {
     check_range("slots", config.slots, 0, MOELINK_MAX_SLOTS);
     check_range("sm_budget", config.sm_budget, 0, 1 << 16);
     check_range("provider", config.provider, MOELINK_MEMORY_AUTO, MOELINK_MEMORY_HOST_SHM);
+    check_range("layout_rows", config.layout_rows, 0, int64_t{1} << 40);
+    check_range("alignment", config.alignment, 0, 1 << 20);
+    constexpr uint32_t known_layouts = (2u << MOELINK_LAYOUT_EXPERT_PADDED) - 1;
+    if ((config.layouts & ~known_layouts) != 0) {
+        fail(MOELINK_ERR_UNSUPPORTED, "config.layouts has bits that are no layout of this library: {:#x}", config.layouts);
+    }
     if (config.payload_row_bytes == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "config.payload_row_bytes is NULL");
     if (config.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "config.reserved is {}, must be 0", config.reserved);
     constexpr uint64_t most_row_bytes = uint64_t{1} << 30;
@@ -87,11 +122,25 @@ Config read_config(const moelink_manager_config *given, const Group &group) {
     constexpr uint64_t longest = uint64_t{1} << 61;  // what clocks can be added to
     result.timeout_ns = std::min(config.timeout_ns != 0 ? config.timeout_ns : group.timeout_ns(), longest);
     result.provider = config.provider;
+    result.layouts = config.layouts | 1u << MOELINK_LAYOUT_RANK_MAJOR;
+    result.expert_ranks = read_expert_ranks(config, group.size());
+    result.layout_rows = config.layout_rows;
+    result.alignment = std::max(config.alignment, 1);
     return result;
+}
+
+int32_t Config::experts_of(int32_t rank, int32_t ranks) const {
+    if (!expert_ranks.empty()) return static_cast<int32_t>(std::count(expert_ranks.begin(), expert_ranks.end(), rank));
+    const kernels::ExpertRanks owners(num_experts, ranks);
+    return owners.first_of(rank + 1) - owners.first_of(rank);
 }
 
 bool covers(const Config &have, const Config &want) {
     if (want.max_tokens > have.max_tokens || want.slots > have.slots || want.combine_row_bytes > have.combine_row_bytes) return false;
+    if ((want.layouts & ~have.layouts) != 0 || want.alignment > have.alignment) return false;
+    // 0 rows: as many as can come.
+    if (have.layout_rows != 0 && (want.layout_rows == 0 || want.layout_rows > have.layout_rows)) return false;
+    if ((want.flags ^ have.flags) & agreed_flags) return false;
     if (want.payload_row_bytes.size() > have.payload_row_bytes.size()) return false;
     for (size_t i = 0; i < want.payload_row_bytes.size(); ++i) {
         if (want.payload_row_bytes[i] > have.payload_row_bytes[i]) return false;
@@ -107,7 +156,13 @@ Config unite(const Config &have, const Config &want) {
         fail(MOELINK_ERR_MISMATCH, "config.num_experts is {} and the workspace was made for {}; reinit, or use another manager",
              want.num_experts, have.num_experts);
     }
+    if (have.expert_ranks != want.expert_ranks) {
+        fail(MOELINK_ERR_MISMATCH, "config.expert_ranks is not what the workspace was made for; reinit, or use another manager");
+    }
     Config result = want;
+    result.layouts |= have.layouts;
+    result.alignment = std::max(have.alignment, want.alignment);
+    result.layout_rows = have.layout_rows == 0 || want.layout_rows == 0 ? 0 : std::max(have.layout_rows, want.layout_rows);
     result.max_tokens = std::max(have.max_tokens, want.max_tokens);
     result.slots = std::max(have.slots, want.slots);
     result.combine_row_bytes = std::max(have.combine_row_bytes, want.combine_row_bytes);
@@ -139,6 +194,11 @@ Config agree_on(Group &group, const Config &mine, const Outcome &outcome, const 
         same("combine_row_bytes", first.combine_row_bytes, other.combine_row_bytes);
         same("slots", first.slots, other.slots);
         same("provider", first.provider, other.provider);
+        same("flags", first.flags, other.flags);
+        same("layouts", first.layouts, other.layouts);
+        if (first.has_expert_ranks != other.has_expert_ranks || first.expert_ranks != other.expert_ranks) {
+            fail(MOELINK_ERR_MISMATCH, "config.expert_ranks of rank 0 and of rank {} differ; it must be the same on every rank", rank);
+        }
     }
     for (const Wire &wire : all) result.max_tokens = std::max(result.max_tokens, wire.max_tokens);
     return result;

@@ -22,6 +22,13 @@ struct Config {
     int32_t sm_budget = 0;
     uint64_t timeout_ns = 0;
     int32_t provider = MOELINK_MEMORY_AUTO;
+    uint32_t layouts = 1u << MOELINK_LAYOUT_RANK_MAJOR;
+    std::vector<int32_t> expert_ranks;  // [num_experts], or empty: in order
+    int64_t layout_rows = 0;
+    int32_t alignment = 1;
+
+    // Experts that a rank of so many owns.
+    int32_t experts_of(int32_t rank, int32_t ranks) const;
 };
 
 // Checks a caller's config. Throws INVALID_ARGUMENT naming the field and its value.

@@ -79,7 +79,7 @@ struct GatherSlot {
 class GatherNccl : public Backend {
 public:
     explicit GatherNccl(const BackendParams &params)
-        : group_(params.group), device_(params.device), config_(params.config), slots_(static_cast<size_t>(config_.slots)) {
+        : group_(params.group), device_(params.device), config_(params.config), owners_(params.owners), slots_(static_cast<size_t>(config_.slots)) {
         step(*group_, group_->deadline(), [&] {
             allocate();
             DeviceGuard guard(device_);
@@ -157,6 +157,7 @@ private:
     Ref<Group> group_;
     Device device_;
     Config config_;
+    kernels::ExpertRanks owners_;
     NcclComm comm_ = nullptr;
     std::vector<GatherSlot> slots_;
 };
@@ -229,7 +230,7 @@ Received GatherNccl::dispatch(const DispatchCall &call, moelink_stream stream) {
     kernels::cuda::MaskIds mask{};
     mask.rank = group_->rank();
     mask.ranks = group_->size();
-    mask.owners = kernels::ExpertRanks(config_.num_experts, group_->size());
+    mask.owners = owners_;
     mask.top_k = config_.top_k;
     mask.capacity = config_.max_tokens;
     mask.invalid_id = args.invalid_id;

@@ -83,11 +83,14 @@ void Manager::replace(const Config &mine, const Outcome &outcome) {
     // From the agreement on every step that can fail on one rank only ends in an agreement of its own.
     const Deadline deadline = wait_idle();
     Config config = agree_on(*group_, mine, outcome, deadline);
-    std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, faults_, generation_ + 1});
+    Owners owners;
+    step(*group_, group_->deadline(), [&] { owners = Owners(device_, config, group_->size()); });
+    std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, owners.ranks(), faults_, generation_ + 1});
     group_->barrier(group_->deadline());  // no peer may still be sending into the old workspace, none may send into the new one too early
     faults_.begin(generation_ + 1);
     ++generation_;
     backend_ = std::move(fresh);
+    owners_ = std::move(owners);
     slots_.assign(static_cast<size_t>(config.slots), Slot{});
     std::lock_guard lock(mutex_);
     config_ = std::move(config);

@@ -3,6 +3,7 @@
 
 #include "base/guard.hpp"
 #include "moe/backend.hpp"
+#include "moe/owners.hpp"
 
 #include <moelink/moe.h>
 
@@ -57,7 +58,8 @@ private:
     const ManagerKind &kind_;
     Device device_;
     Faults faults_;
-    std::unique_ptr<Backend> backend_;
+    Owners owners_;
+    std::unique_ptr<Backend> backend_;  // uses owners_
     Config config_;
     std::vector<Slot> slots_;
     uint64_t generation_ = 0;

@@ -54,11 +54,11 @@ OneSided::OneSided(const BackendParams &params, bool to_all)
     memory.bytes = layout_.bytes;
     memory_ = Memory::create(group_, memory);
 
-    step(*group_, group_->deadline(), [&] { prepare(params.generation); });
+    step(*group_, group_->deadline(), [&] { prepare(params); });
     if (device_.on_cuda()) choose_launch(group_->deadline());
 }
 
-void OneSided::prepare(uint64_t generation) {
+void OneSided::prepare(const BackendParams &params) {
     const auto ranks = static_cast<size_t>(group_->size());
     const auto slots = static_cast<size_t>(config_.slots);
     std::vector<unsigned char *> peers(slots * ranks);
@@ -74,7 +74,7 @@ void OneSided::prepare(uint64_t generation) {
         kernels::Workspace &ws = workspaces_[slot];
         ws.rank = group_->rank();
         ws.ranks = group_->size();
-        ws.owners = kernels::ExpertRanks(config_.num_experts, group_->size());
+        ws.owners = params.owners;
         ws.top_k = config_.top_k;
         ws.capacity = config_.max_tokens;
         ws.max_distinct = layout_.max_distinct;
@@ -84,7 +84,7 @@ void OneSided::prepare(uint64_t generation) {
         ws.combine_packet_bytes = layout_.combine_packet_bytes;
         ws.combine_packet_vectors = layout_.combine_packet_vectors;
         ws.timeout_ns = config_.timeout_ns;
-        ws.generation = generation;
+        ws.generation = params.generation;
         ws.anchor = faults_.anchor();
         ws.fault = faults_.device_view();
         ws.peers = peers_.as<unsigned char *>() + slot * ranks;

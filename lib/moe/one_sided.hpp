@@ -19,7 +19,7 @@ public:
     void abandon(int32_t slot, const Deadline &deadline) override;
 
 private:
-    void prepare(uint64_t generation);
+    void prepare(const BackendParams &params);
     kernels::cuda::Result load_kernels() const;
     void reset(size_t slot);
     void choose_launch(const Deadline &deadline);

@@ -49,9 +49,11 @@ struct Routing {
     std::vector<int32_t> tokens;                // [ranks]
     std::vector<std::vector<int64_t>> ids;      // [ranks][tokens * top_k]
     std::vector<std::vector<float>> weights;    // the same shape
+    std::vector<int32_t> table;                 // [experts], or empty: in order
 
     int32_t owner(int64_t id) const {
         if (id < 0 || id >= experts) return -1;
+        if (!table.empty()) return table[static_cast<size_t>(id)];
         int64_t first = 0;
         for (int32_t rank = 0; rank < ranks; ++rank) {
             first += experts / ranks + (rank < experts % ranks ? 1 : 0);
@@ -201,7 +203,7 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
         std::memcpy(weight_bytes.data(), weights.data(), weight_bytes.size());
     }
     std::vector<Bytes> all_ids = gather(id_bytes, deadline), all_weights = gather(weight_bytes, deadline);
-    Routing routing{group_->size(), config_.top_k, config_.num_experts, {}, {}, {}};
+    Routing routing{group_->size(), config_.top_k, config_.num_experts, {}, {}, {}, config_.expert_ranks};
     for (size_t rank = 0; rank < ranks; ++rank) {
         routing.ids.emplace_back(all_ids[rank].size() / 8);
         routing.weights.emplace_back(all_weights[rank].size() / 4);
