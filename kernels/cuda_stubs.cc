@@ -14,6 +14,7 @@ Result combine(const CombineParams &, const Launch &) { return not_built; }
 Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }
 Result mask_ids(const MaskIds &, CUstream_st *) { return not_built; }
 Result copy_rows(const CopyRows &, CUstream_st *) { return not_built; }
+Result add_planes(const AddPlanes &, CUstream_st *) { return not_built; }
 Result route(const RouteParams &, CUstream_st *) { return not_built; }
 Result record_load(const RecordParams &, CUstream_st *) { return not_built; }
 Result sum_load(const SumParams &, CUstream_st *) { return not_built; }

@@ -119,6 +119,8 @@ struct SlotLayout {
     uint64_t distinct;     // int32 [capacity]: distinct ranks of each token
     uint64_t distinct_ranks;  // int32 [capacity, max_distinct]: which they are, in rank order: CUDA
     uint64_t weight_sums;  // float [capacity, max_distinct]
+    uint64_t own_ids;      // int32 [capacity, top_k]: of the last dispatch, for one that repeats its routing; -1: dropped
+    uint64_t own_weights;  // float [capacity, top_k]
     uint64_t places;       // RowPlace [capacity, max_distinct]: host
     uint64_t ids;          // int32 [ranks, capacity, top_k]
     uint64_t weights;      // float [ranks, capacity, top_k]
@@ -193,7 +195,7 @@ struct Workspace {
     int32_t ranks;
     int32_t top_k;
     int32_t capacity;      // rows that one rank can send to another: slots_per_rank
-    int32_t max_distinct;  // min(ranks, top_k)
+    int32_t max_distinct;  // rows that a token gets back at most
     int32_t dispatch_packet_rows;    // tokens up to which rows may travel as packets; 0 on the host
     int32_t combine_packet_rows;
     uint32_t dispatch_packet_bytes;  // of one row
@@ -231,6 +233,16 @@ struct Payload {
     uint32_t reserved;
 };
 
+// Which ranks a token's row goes to, and which of them send one back.
+enum Spread : uint32_t {
+    spread_owners = 0,      // those that own one of its experts; all of them
+    spread_all = 1,         // every rank; the owners
+    spread_no_routing = 2,  // every rank, there are no ids; every rank
+};
+
+// Dispatch and combine may be two launches each.
+enum Halves : uint32_t { half_send = 1, half_receive = 2, both_halves = 3 };
+
 struct DispatchParams {
     Workspace workspace;
     int32_t tokens;
@@ -241,7 +253,9 @@ struct DispatchParams {
     int32_t invalid_id;
     uint32_t shape;
     int32_t payload_count;
-    uint32_t to_all;    // every rank receives every token (all-gather)
+    Spread spread;
+    Halves halves;
+    uint32_t reserved;
     uint32_t packets;   // rows may travel as packets: they are whole 16-byte vectors
     uint32_t whole_ids; // a token's ids are whole 16-byte vectors
     QuantizeForm quantize;
@@ -263,7 +277,7 @@ struct CombineParams {
     int32_t push_width;    // widest access that input, plane and row_bytes allow
     int32_t reduce_width;  // 16 when whole 16-byte vectors can be read from input and plane and written, else the value's size
     uint32_t shape;
-    uint32_t reserved;
+    Halves halves;
 };
 
 // Widest of 16, 8, 4, 2, 1 that divides all of the bits.
@@ -427,6 +441,20 @@ struct CopyRows {
     int64_t group_rows;
 };
 Result copy_rows(const CopyRows &params, CUstream_st *stream);
+
+// Adds the rows of planes one behind the other, plane by plane in fp32, rounded once.
+struct AddPlanes {
+    const unsigned char *source;  // [planes][plane_bytes]: dense rows of row_bytes
+    uint64_t plane_bytes;
+    int32_t planes;
+    int32_t value_type;
+    unsigned char *target;
+    uint64_t target_stride;
+    uint64_t row_bytes;
+    int64_t rows;
+    const int32_t *rows_device;   // nullptr, or a bound on rows read on the device
+};
+Result add_planes(const AddPlanes &params, CUstream_st *stream);
 
 Result route(const RouteParams &params, CUstream_st *stream);
 Result record_load(const RecordParams &params, CUstream_st *stream);

@@ -184,11 +184,16 @@ enum moelink_layout {
 
 enum moelink_dispatch_flags {
     /** The slot's last dispatch is done again for other payloads: its tokens, topk_ids, weights, layout and invalid_id. num_tokens is
-     *  the same; topk_ids and topk_weights are not read. The same on every rank. INVALID_STATE when the slot has had no dispatch. */
+     *  the same; topk_ids, topk_weights and num_tokens_device are not read. The same on every rank. INVALID_STATE when the slot has had
+     *  no dispatch since init, growth, reinit or abandon. */
     MOELINK_DISPATCH_F_CACHED_ROUTING = 1,
     /** Only the sending half; the receiving half is moelink_dispatch_receive on the same slot, before anything that was received is
-     *  used. Work in between overlaps with the transfer. Neither over NCCL nor on TWO_SIDED, where senders wait for receivers. */
-    MOELINK_DISPATCH_F_SEND_ONLY = 2
+     *  used. Work in between overlaps with the transfer on ONE_SIDED, and on ALLGATHER_REDUCESCATTER but over NCCL; other kinds, whose
+     *  senders wait for receivers, do all of it in the first half. */
+    MOELINK_DISPATCH_F_SEND_ONLY = 2,
+    /** ALLGATHER_REDUCESCATTER and REFERENCE: there are no topk_ids yet (router logits travel as a payload): every rank receives every
+     *  token, and combine, with SUM, adds the rows of all ranks. topk_ids and topk_weights are NULL. The same on every rank. */
+    MOELINK_DISPATCH_F_NO_ROUTING = 4
 };
 
 /** Quantization inside dispatch. The same on every rank. */
@@ -285,12 +290,18 @@ enum moelink_combine_mode {
     MOELINK_COMBINE_WEIGHTED = 1
 };
 
+enum moelink_combine_flags {
+    /** Only the sending half; the receiving half is moelink_combine_receive on the same slot, before output is used. Until then input
+     *  must stay as it is. Overlap as with MOELINK_DISPATCH_F_SEND_ONLY. */
+    MOELINK_COMBINE_F_SEND_ONLY = 1
+};
+
 /** Start from MOELINK_COMBINE_ARGS_INIT. */
 typedef struct moelink_combine_args {
     uint32_t struct_size;
     int32_t slot;
     int32_t mode;        /**< MOELINK_COMBINE_* */
-    uint32_t flags;      /**< 0 */
+    uint32_t flags;      /**< MOELINK_COMBINE_F_* */
     moelink_rows input;  /**< [row_capacity, hidden] in the dispatched layout: any device memory, a dispatched view included (then at the
                               view's own stride, each row within its row there); dtype F32, F16 or BF16. Rows beyond the counts are
                               not read */
@@ -317,7 +328,7 @@ MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
 MOELINK_API moelink_status moelink_dispatch(moelink_manager *manager, const moelink_dispatch_args *args, moelink_stream stream,
                                             moelink_dispatched *out);
 
-/** The receiving half of a dispatch with MOELINK_DISPATCH_F_SEND_ONLY: after it, in stream order, everything is there that the dispatch
+/** The receiving half of a dispatch with MOELINK_DISPATCH_F_SEND_ONLY, with all that was said there: after it, in stream order, everything is there that the dispatch
  *  described. Collective; blocking and capturable as the kind's dispatch. Errors: INVALID_STATE when no such dispatch waits on the slot; as dispatch. */
 MOELINK_API moelink_status moelink_dispatch_receive(moelink_manager *manager, int32_t slot, moelink_stream stream);
 
@@ -332,6 +343,10 @@ MOELINK_API moelink_status moelink_dispatch_counts(moelink_manager *manager, int
  *  Input rows travel in their own dtype. Collective; blocking and capturable as the kind's dispatch. DISPATCHED -> READY.
  *  Errors: as moelink_dispatch. */
 MOELINK_API moelink_status moelink_combine(moelink_manager *manager, const moelink_combine_args *args, moelink_stream stream);
+
+/** The receiving half of a combine with MOELINK_COMBINE_F_SEND_ONLY: adds the rows into the output that was named there. DISPATCHED ->
+ *  READY. Collective; blocking and capturable as the kind's combine. Errors: INVALID_STATE when no such combine waits on the slot; as combine. */
+MOELINK_API moelink_status moelink_combine_receive(moelink_manager *manager, int32_t slot, moelink_stream stream);
 
 #ifdef __cplusplus
 }

@@ -89,13 +89,14 @@ Fault combine(const CombineParams &params, const Watch &watch) {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
     const uint64_t place = place_in_slot(params);
 
-    for (int32_t i = 0; i < ws.ranks; ++i) {
+    for (int32_t i = 0; i < ws.ranks && (params.halves & half_send) != 0; ++i) {
         int32_t source = (ws.rank + i) % ws.ranks;
         if (place == 0 && source != ws.rank) push(params, source);
         announce_rows(params, place, epoch, source);
     }
 
     Fault fault{};
+    if ((params.halves & half_receive) == 0) return fault;
     const int32_t *send_counts = part<int32_t>(ws.mine, ws.layout.send_counts);
     for (int32_t i = 0; i < ws.ranks; ++i) {
         int32_t expert_side = (ws.rank + i) % ws.ranks;

@@ -26,6 +26,11 @@ public:
     int32_t route(int64_t token) {
         const int top_k = params_.workspace.top_k;
         to_.clear();
+        if (params_.spread == spread_no_routing) {
+            for (int32_t rank = 0; rank < params_.workspace.ranks; ++rank) to_.push_back({rank, rank});
+            std::fill_n(ranks_, top_k, -1);
+            return params_.workspace.ranks;
+        }
         for (int k = 0; k < top_k; ++k) {
             const int64_t id = id_of(token, k);
             ids_[k] = static_cast<int32_t>(id);
@@ -37,7 +42,7 @@ public:
         std::sort(to_.begin(), to_.end(), [](const Destination &a, const Destination &b) { return a.rank < b.rank; });
         const auto distinct = static_cast<int32_t>(to_.size());
         for (int32_t i = 0; i < distinct; ++i) to_[static_cast<size_t>(i)].distinct = i;
-        if (params_.to_all) add_the_rest();
+        if (params_.spread == spread_all) add_the_rest();
         for (int k = 0; k < top_k; ++k) {
             if (ranks_[k] >= 0) is_owner_[static_cast<size_t>(ranks_[k])] = 0;
         }
@@ -125,6 +130,15 @@ void write_row(const DispatchParams &params, const Router &router, const TokenRo
     }
 }
 
+// Ids and weights of a token, for a dispatch that repeats the routing, which then reads them here.
+void keep_routing(const DispatchParams &params, const Router &router, int64_t token) {
+    const Workspace &ws = params.workspace;
+    int32_t *ids = part<int32_t>(ws.mine, ws.layout.own_ids) + token * ws.top_k;
+    for (int k = 0; k < ws.top_k; ++k) ids[k] = router.rank(k) >= 0 ? router.id(k) : -1;
+    float *weights = part<float>(ws.mine, ws.layout.own_weights) + token * ws.top_k;
+    if (params.weights != nullptr) std::memmove(weights, params.weights + token * ws.top_k, sizeof(float) * static_cast<size_t>(ws.top_k));
+}
+
 // The sum of a token's weights for the experts of each of its distinct ranks, for a weighted combine.
 void sum_weights(const DispatchParams &params, const Router &router, int64_t token) {
     const Workspace &ws = params.workspace;
@@ -162,13 +176,9 @@ void copy_out(const DispatchParams &params, int32_t source, int32_t rows) {
     }
 }
 
-}  // namespace
-
-Fault dispatch(const DispatchParams &params, const Watch &watch) {
+void send(const DispatchParams &params, uint32_t epoch) {
     const Workspace &ws = params.workspace;
     SlotState *state = part<SlotState>(ws.mine, ws.layout.state);
-    const uint32_t epoch = next_epoch(state->dispatch_epoch);
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = std::clamp(*params.tokens_device, 0, params.tokens);
 
@@ -180,6 +190,7 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
     std::fill(send_counts, send_counts + ws.ranks, 0);
     for (int64_t token = 0; token < tokens; ++token) {
         distinct[token] = router.route(token);
+        keep_routing(params, router, token);
         if (params.weights != nullptr) sum_weights(params, router, token);
         if (!router.to().empty()) token_rows.read(token);
         for (const Destination &destination : router.to()) {
@@ -195,7 +206,11 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
         store_word(&line->dispatch_shape, epoch, params.shape, std::memory_order_relaxed);
         announce(&line->dispatch_count, epoch, static_cast<uint32_t>(rows[static_cast<size_t>(rank)]));
     }
+}
 
+Fault receive(const DispatchParams &params, uint32_t epoch, const Watch &watch) {
+    const Workspace &ws = params.workspace;
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::nanoseconds(ws.timeout_ns);
     Fault fault{};
     int32_t *recv_counts = part<int32_t>(ws.mine, ws.layout.recv_counts);
     for (int32_t i = 0; i < ws.ranks; ++i) {
@@ -209,8 +224,17 @@ Fault dispatch(const DispatchParams &params, const Watch &watch) {
         fill_ids(params, source, recv_counts[source]);
         copy_out(params, source, recv_counts[source]);
     }
-    state->dispatch_epoch = epoch;
+    part<SlotState>(ws.mine, ws.layout.state)->dispatch_epoch = epoch;
     return fault;
+}
+
+}  // namespace
+
+Fault dispatch(const DispatchParams &params, const Watch &watch) {
+    const Workspace &ws = params.workspace;
+    const uint32_t epoch = next_epoch(part<SlotState>(ws.mine, ws.layout.state)->dispatch_epoch);
+    if ((params.halves & half_send) != 0) send(params, epoch);
+    return (params.halves & half_receive) != 0 ? receive(params, epoch, watch) : Fault{};
 }
 
 }  // namespace moelink::kernels::host

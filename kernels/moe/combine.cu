@@ -5,9 +5,7 @@
 #include "common/load.cuh"
 #include "common/packets.cuh"
 #include "common/start.cuh"
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "common/sum.cuh"
 
 namespace moelink::kernels::cuda {
 
@@ -79,6 +77,7 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
         const uint32_t count = shared.counts[source];
         if ((count & packets_back_bit) != 0 || row >= rows_in(count)) continue;
         const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
+        if (origin.distinct < 0) continue;
         const uint64_t place = place_of(ws, origin.token, origin.distinct);
         copy_row(teams.width, teams.lane, input_row(params, source, row), shared.peers[source] + ws.layout.combine + place * params.row_bytes,
                  params.row_bytes, params.push_width);
@@ -114,7 +113,7 @@ __device__ void push_packets(const CombineParams &params, WarpShare share, const
         },
         [&](int item, const Row &row) {
             const uint32_t count = shared.counts[row.source];
-            if ((count & packets_back_bit) == 0 || row.row >= rows_in(count)) return;
+            if ((count & packets_back_bit) == 0 || row.row >= rows_in(count) || row.origin.distinct < 0) return;
             const int tile = item % row_tiles, valid = valid_vectors(static_cast<int>(params.row_bytes / 16), tile, lane);
             const Piece piece = load_piece(input_row(params, row.source, row.row), tile, lane, valid);
             stagger();
@@ -153,36 +152,6 @@ __device__ bool await_rank(const CombineParams &params, int32_t rank, const Shar
 }
 
 // --- adding -------------------------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float to_float(float value) { return value; }
-__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ void from_float(float value, float *out) { *out = value; }
-__device__ __forceinline__ void from_float(float value, __half *out) { *out = __float2half_rn(value); }
-__device__ __forceinline__ void from_float(float value, __nv_bfloat16 *out) { *out = __float2bfloat16_rn(value); }
-
-// Values that are read and written in one access.
-template <class T, int Count>
-struct alignas(sizeof(T) * Count) Pack {
-    T value[Count];
-};
-
-template <class T, int Count>
-struct Sum {
-    float value[Count] = {};
-
-    __device__ __forceinline__ void add(const Pack<T, Count> &pack, float weight, bool weighted) {
-#pragma unroll
-        for (int i = 0; i < Count; ++i) value[i] = weighted ? value[i] + weight * to_float(pack.value[i]) : value[i] + to_float(pack.value[i]);
-    }
-
-    __device__ __forceinline__ Pack<T, Count> rounded() const {
-        Pack<T, Count> pack;
-#pragma unroll
-        for (int i = 0; i < Count; ++i) from_float(value[i], &pack.value[i]);
-        return pack;
-    }
-};
 
 // What is to be added for one token of ours.
 struct TokenRows {
@@ -361,15 +330,16 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
         shared.counts[threadIdx.x] = as_packets ? count : count & ~packets_back_bit;
     }
     if (__syncthreads_or(fault)) return;
-    const int blocks = gridDim.x, pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0);
-    const int block = blockIdx.x;
+    const int blocks = gridDim.x, block = blockIdx.x;
+    int pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0);
+    if (params.halves != both_halves) pushers = params.halves == half_send ? blocks : 0;
     if (block < pushers) {
         if (block == pushers - 1) announce(params, shared);
         push_packets(params, WarpShare(block, pushers), shared);
         push_rows(params, block, pushers, shared);
     }
-    if (block < pushers && blocks > 1) return;
-    const int adder = block - (blocks > 1 ? pushers : 0), adders = blocks > 1 ? blocks - pushers : 1;
+    if (block < pushers && (blocks > 1 || params.halves == half_send)) return;
+    const int adder = blocks > 1 ? block - pushers : 0, adders = blocks > 1 ? blocks - pushers : 1;
     // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
     if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
     if constexpr (few) {

@@ -36,10 +36,10 @@ struct Blocks {
         const int blocks = gridDim.x, block = blockIdx.x;
         packets = few || (params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows);
         together = few || (packets && tokens <= batch_tokens);
-        const bool apart = packets && !together && blocks > 1;
-        senders = apart ? sending_part(blocks) : blocks;
+        const bool apart = packets && !together && blocks > 1 && params.halves == both_halves;
+        senders = (params.halves & half_send) == 0 ? 0 : apart ? sending_part(blocks) : blocks;
         receivers = apart ? blocks - senders : blocks;
-        receiver = apart ? block - senders : block;
+        receiver = (params.halves & half_receive) == 0 ? -1 : apart ? block - senders : block;
     }
 
     __device__ __forceinline__ bool sends() const { return static_cast<int>(blockIdx.x) < senders; }
@@ -59,7 +59,7 @@ struct RoutingLane {
     template <class Id>
     static __device__ __forceinline__ RoutingLane read(const DispatchParams &params, int64_t token, int lane) {
         RoutingLane routing;
-        if (lane < params.workspace.top_k) {
+        if (lane < params.workspace.top_k && params.spread != spread_no_routing) {
             routing.id = read_id<Id>(params, token, lane);
             if (params.weights != nullptr) routing.weight = params.weights[token * params.workspace.top_k + lane];
         }
@@ -80,11 +80,28 @@ __device__ __forceinline__ void store_routing(const Workspace &ws, unsigned char
     if (lane == 0) part<RowOrigin>(at, ws.layout.origins)[row] = origin;
 }
 
-// What combine must know of our own token.
-__device__ __forceinline__ void keep_token(const DispatchParams &params, int64_t token, int lane, const RoutingLane &routing, const Destination *to,
-                                           int distinct) {
+// Every rank sends a row back for our token.
+__device__ __noinline__ void keep_token_of_all(const Workspace &ws, int64_t token, int lane) {
+    if (lane == 0) {
+        part<int32_t>(ws.mine, ws.layout.distinct)[token] = ws.ranks;
+        part<OwnRow>(ws.mine, ws.layout.own_rows)[token] = {static_cast<int32_t>(token), ws.rank};
+    }
+    for (int rank = lane; rank < ws.ranks; rank += 32) part<int32_t>(ws.mine, ws.layout.distinct_ranks)[token * ws.max_distinct + rank] = rank;
+}
+
+// What combine, and a dispatch that repeats the routing, must know of our own token.
+__device__ __forceinline__ void keep_token(const DispatchParams &params, int64_t token, int lane, const RoutingLane &routing, const Sendings &to) {
     const Workspace &ws = params.workspace;
-    const Destination mine = lane < distinct ? to[lane] : Destination{-1, 0};
+    if (params.spread == spread_no_routing) {
+        keep_token_of_all(ws, token, lane);
+        return;
+    }
+    if (lane < ws.top_k) {
+        part<int32_t>(ws.mine, ws.layout.own_ids)[token * ws.top_k + lane] = routing.owner < 0 ? -1 : static_cast<int32_t>(routing.id);
+        if (params.weights != nullptr) part<float>(ws.mine, ws.layout.own_weights)[token * ws.top_k + lane] = routing.weight;
+    }
+    const int distinct = to.owners();
+    const Destination mine = lane < distinct ? to.owner(lane) : Destination{-1, 0};
     const uint32_t own = __ballot_sync(all_lanes, mine.rank == ws.rank);
     const int place = __ffs(static_cast<int>(own)) - 1;
     const int32_t slot = __shfl_sync(all_lanes, mine.slot, max(place, 0));
@@ -112,13 +129,13 @@ __device__ void send_routing(const DispatchParams &params, int64_t begin, int to
     for (int local = threadIdx.x / 32; local < tokens; local += block_threads / 32) {
         const int64_t token = begin + local;
         const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
-        const int distinct = shared.routes.distinct[local];
-        for (int j = 0; j < distinct; ++j) {
-            const Destination to = shared.routes.to[local][j];
+        const Sendings sendings(params, shared.routes, local, token);
+        for (int j = 0; j < sendings.count(); ++j) {
+            const Destination to = sendings.at(j);
             store_routing(ws, shared.peers[to.rank], row_of(ws, ws.rank, to.slot), lane, routing.id_for(to.rank, params.invalid_id), routing.weight,
-                          params.weights != nullptr, {static_cast<int32_t>(token), j});
+                          params.weights != nullptr, {static_cast<int32_t>(token), sendings.distinct(j)});
         }
-        keep_token(params, token, lane, routing, shared.routes.to[local], distinct);
+        keep_token(params, token, lane, routing, sendings);
     }
 }
 
@@ -134,15 +151,17 @@ struct FirstRows {
     }
 };
 
-// The rows of one payload: read once, stored once for every distinct rank.
-__device__ __forceinline__ void send_payload(const Workspace &ws, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready, const Shared &shared) {
+// The rows of one payload: read once, stored once for every rank that they go to.
+__device__ __forceinline__ void send_payload(const DispatchParams &params, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready,
+                                             const Shared &shared) {
+    const Workspace &ws = params.workspace;
     const Teams teams(tokens);
-    with_width(payload.width, [=, &ws, &payload, &shared](auto vector) {
+    with_width(payload.width, [=, &params, &ws, &payload, &shared](auto vector) {
         using V = decltype(vector);
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
-            const int distinct = shared.routes.distinct[local];
-            if (distinct == 0) continue;
+            const Sendings sendings(params, shared.routes, local, begin + local);
+            if (sendings.count() == 0) continue;
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
                 Batch<V> batch;
@@ -152,8 +171,8 @@ __device__ __forceinline__ void send_payload(const Workspace &ws, const Payload 
                     if (loaded) batch = ready->batch;
                 }
                 if (!loaded) batch.load(from, first, count, teams.width);
-                for (int j = 0; j < distinct; ++j) {
-                    const Destination to = shared.routes.to[local][j];
+                for (int j = 0; j < sendings.count(); ++j) {
+                    const Destination to = sendings.at(j);
                     batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,
                                 first, count, teams.width);
                 }
@@ -170,7 +189,7 @@ __device__ __forceinline__ void send_quantized(const DispatchParams &params, int
     const Teams teams(tokens);
     const int64_t count = static_cast<int64_t>(values.row_bytes / 16);
     for (int local = teams.team; local < tokens; local += teams.count) {
-        const int distinct = shared.routes.distinct[local];
+        const Sendings sendings(params, shared.routes, local, begin + local);
         const unsigned char *from = values.source + static_cast<uint64_t>(begin + local) * values.source_stride;
         for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * ahead) {
             BlockPart part[ahead];
@@ -184,8 +203,8 @@ __device__ __forceinline__ void send_quantized(const DispatchParams &params, int
                 if (vector >= count) continue;
                 float scale;
                 const uint4 quantized = part[u].quantize(params.quantize == quantize_e8m0, &scale);
-                for (int j = 0; j < distinct; ++j) {
-                    const Destination to = shared.routes.to[local][j];
+                for (int j = 0; j < sendings.count(); ++j) {
+                    const Destination to = sendings.at(j);
                     const uint64_t row = static_cast<uint64_t>(row_of(ws, ws.rank, to.slot));
                     unsigned char *peer = shared.peers[to.rank];
                     reinterpret_cast<uint4 *>(peer + values.plane + row * values.plane_stride)[vector] = quantized;
@@ -351,35 +370,36 @@ __device__ __forceinline__ void send_packets(const DispatchParams &params, int64
         } else {
             cargo.load(params, at, token, lane);
         }
-        const Destination *to = shared.routes.to[at.row];
-        const int distinct = shared.routes.distinct[at.row];
+        const Sendings sendings(params, shared.routes, at.row, token);
         if (at.payload == params.payload_count) {
             const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
-            for (int j = 0; j < distinct; ++j) {
-                const int32_t id = routing.id_for(to[j].rank, params.invalid_id);
-                if (to[j].rank == ws.rank) {
-                    store_routing(ws, ws.mine, row_of(ws, ws.rank, to[j].slot), lane, id, routing.weight, params.weights != nullptr,
-                                  {static_cast<int32_t>(token), j});
+            for (int j = 0; j < sendings.count(); ++j) {
+                const Destination to = sendings.at(j);
+                const int32_t id = routing.id_for(to.rank, params.invalid_id), distinct = sendings.distinct(j);
+                if (to.rank == ws.rank) {
+                    store_routing(ws, ws.mine, row_of(ws, ws.rank, to.slot), lane, id, routing.weight, params.weights != nullptr,
+                                  {static_cast<int32_t>(token), distinct});
                 } else if (lane < max(ws.top_k, 2)) {
-                    const uint32_t origin = lane == 0 ? static_cast<uint32_t>(token) : static_cast<uint32_t>(j);
-                    store_packet(packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot) + lane * packet_word,
+                    const uint32_t origin = lane == 0 ? static_cast<uint32_t>(token) : static_cast<uint32_t>(distinct);
+                    store_packet(packets_of(ws, shared.peers[to.rank], ws.rank, to.slot) + lane * packet_word,
                                  {{static_cast<uint32_t>(id), __float_as_uint(routing.weight), origin}, shared.epoch});
                 }
             }
-            keep_token(params, token, lane, routing, to, distinct);
+            keep_token(params, token, lane, routing, sendings);
             return;
         }
         cargo.quantize(params, at);
         const Payload &payload = params.payloads[at.payload];
         stagger();
-        for (int j = 0; j < distinct; ++j) {
-            if (to[j].rank == ws.rank) {
-                const int64_t row = row_of(ws, ws.rank, to[j].slot);
+        for (int j = 0; j < sendings.count(); ++j) {
+            const Destination to = sendings.at(j);
+            if (to.rank == ws.rank) {
+                const int64_t row = row_of(ws, ws.rank, to.slot);
                 const Target target(ws, payload, row);
                 store_piece(target.row, at.tile, lane, at.valid, cargo.piece, target.width);
                 cargo.store_scales(params, at, row, lane);
             } else {
-                const TileAt tile = at.at(params, packets_of(ws, shared.peers[to[j].rank], ws.rank, to[j].slot));
+                const TileAt tile = at.at(params, packets_of(ws, shared.peers[to.rank], ws.rank, to.slot));
                 send_piece(tile, lane, at.valid, cargo.piece, shared.epoch);
                 cargo.send_scales(at, tile, lane, shared.epoch);
             }
@@ -553,10 +573,10 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
     do {
         const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
         if (first > begin) {
-            find_batch<Id, Words>(params, first, count, shared.routes);
+            if (params.spread != spread_no_routing) find_batch<Id, Words>(params, first, count, shared.routes);
             __syncthreads();
         }
-        number_batch<Words>(ws.ranks, count, shared.routes);
+        number_batch<Words>(params.spread, ws.ranks, first, count, shared.routes);
         __syncthreads();
         advance(ws.ranks, shared.routes);
         if (blocks.announces() && first + count == end) announce(params, all, blocks.packets, shared);
@@ -569,7 +589,7 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
                 if (quantized && p <= 1) {
                     if (p == 0) send_quantized(params, first, count, shared);
                 } else if (params.payloads[p].row_bytes > 0) {
-                    send_payload(ws, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
+                    send_payload(params, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
                 }
             }
         }
@@ -583,7 +603,7 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
 template <class Id, int Words, bool quantized>
 __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, const FirstTile<quantized> &first_tile,
                                      const FirstRows &, Shared &shared) {
-    number_batch<Words>(params.workspace.ranks, all, shared.routes);
+    number_batch<Words>(params.spread, params.workspace.ranks, 0, all, shared.routes);
     __syncthreads();
     advance(params.workspace.ranks, shared.routes);
     if (blocks.announces()) announce(params, all, true, shared);
@@ -607,30 +627,32 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
     const Blocks<few> blocks(params, tokens);
     int64_t begin = 0, end = tokens;
-    if (!blocks.together) {
+    if (!blocks.together && blocks.sends()) {
         begin = share_begin(tokens, min(static_cast<int>(blockIdx.x), blocks.senders), blocks.senders);
         end = share_begin(tokens, min(static_cast<int>(blockIdx.x) + 1, blocks.senders), blocks.senders);
         first_tile.item = -1;
-    } else if (item < tokens * static_cast<int>(params.row_tiles)) {
+    } else if (blocks.sends() && item < tokens * static_cast<int>(params.row_tiles)) {
         first_tile.cargo.load(params, first_tile.at, first_tile.at.row, lane);
     }
     FirstRows first_rows;
-    if (!few && !quantized && !blocks.packets && params.payload_count > 0) {
+    if (!few && !quantized && !blocks.packets && blocks.sends() && params.payload_count > 0) {
         first_rows.load(params.payloads[0], begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)));
     }
     if (blocks.sends()) {
-        find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
-        if (!few && begin > 0) {
+        if (params.spread != spread_no_routing) {
+            find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
+        }
+        if (!few && begin > 0 && params.spread == spread_owners) {
             count_before<Id, Words>(params, begin, shared.routes);
         } else if (threadIdx.x < ws.ranks) {
-            shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = 0;
+            shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = static_cast<int32_t>(begin);
         }
     }
     if (threadIdx.x < ws.ranks && ws.ranks > near_ranks) shared.peers[threadIdx.x] = ws.peers[threadIdx.x];
     if (threadIdx.x == block_threads - 1) shared.epoch = epoch;
     if (__syncthreads_or(fault)) return;
     if (blocks.sends()) {
-        if (!few && begin > 0) {
+        if (!few && begin > 0 && params.spread == spread_owners) {
             sum_before(ws.ranks, shared.routes);
             __syncthreads();
         }

@@ -129,9 +129,12 @@ __device__ __forceinline__ void sum_before(int ranks, Routes &routes) {
     routes.before[rank] = routes.next[rank] = sum;
 }
 
-// One warp for each 32 tokens of a batch gives them their destinations, in rank order, with their slots.
+// One warp for each 32 tokens of a batch, the first of which is `begin`, gives them their owners, in rank order, with their slots.
+// A rank that gets every token has each token's row in the slot of its number.
 template <int Words>
-__device__ __forceinline__ void number_batch(int ranks, int tokens, Routes &routes) {
+__device__ __forceinline__ void number_batch(Spread spread, int ranks, int64_t begin, int tokens, Routes &routes) {
+    if (spread != spread_owners && threadIdx.x < ranks) routes.after[threadIdx.x] = static_cast<int32_t>(begin) + tokens;
+    if (spread == spread_no_routing) return;
     const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
     const int last = max(0, (tokens - 1) / 32);
     if (group > last) return;
@@ -153,13 +156,47 @@ __device__ __forceinline__ void number_batch(int ranks, int tokens, Routes &rout
             const bool goes = set >> bit & 1u;
             const uint32_t going = __ballot_sync(all_lanes, goes);
             const int32_t first = __shfl_sync(all_lanes, next, bit);
-            if (goes) routes.to[local][distinct++] = {w * 32 + bit, first + __popc(going & ((1u << lane) - 1u))};
+            const int32_t slot = spread == spread_all ? static_cast<int32_t>(begin) + local : first + __popc(going & ((1u << lane) - 1u));
+            if (goes) routes.to[local][distinct++] = {w * 32 + bit, slot};
             if (lane == bit) next += __popc(going);
         }
-        if (group == last && lane < bits) routes.after[w * 32 + lane] = next;
+        if (spread == spread_owners && group == last && lane < bits) routes.after[w * 32 + lane] = next;
     }
     if (local < tokens) routes.distinct[local] = distinct;
 }
+
+// Where the row of one token of a batch goes.
+class Sendings {
+public:
+    __device__ __forceinline__ Sendings(const DispatchParams &params, const Routes &routes, int local, int64_t token)
+        : spread_(params.spread), sets_(routes.sets[local]), to_(routes.to[local]), token_(static_cast<int32_t>(token)),
+          count_(spread_ == spread_owners ? routes.distinct[local] : params.workspace.ranks),
+          owners_(spread_ == spread_no_routing ? 0 : routes.distinct[local]) {}
+
+    __device__ __forceinline__ int count() const { return count_; }
+    __device__ __forceinline__ Destination at(int j) const { return spread_ == spread_owners ? to_[j] : Destination{j, token_}; }
+    // Which of the ranks that send a row back the j-th is; -1: none of them.
+    __device__ __forceinline__ int32_t distinct(int j) const { return spread_ == spread_all ? place_among_owners(j) : j; }
+
+    __device__ __forceinline__ int owners() const { return owners_; }
+    __device__ __forceinline__ Destination owner(int i) const { return to_[i]; }
+
+private:
+    __device__ __forceinline__ int32_t place_among_owners(int rank) const {
+        const uint32_t set = sets_[rank / 32], bit = 1u << rank % 32;
+        if ((set & bit) == 0) return -1;
+        int32_t place = __popc(set & (bit - 1));
+        for (int w = 0; w < rank / 32; ++w) place += __popc(sets_[w]);
+        return place;
+    }
+
+    Spread spread_;
+    const uint32_t *sets_;
+    const Destination *to_;
+    int32_t token_;
+    int count_;
+    int owners_;
+};
 
 // The batch is numbered; the next one follows it.
 __device__ __forceinline__ void advance(int ranks, Routes &routes) {

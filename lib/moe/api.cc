@@ -94,6 +94,14 @@ moelink_status moelink_dispatch(moelink_manager *manager, const moelink_dispatch
     return on_manager("moelink_dispatch", manager, [&](Manager &object) { object.dispatch(args, stream, out); });
 }
 
+moelink_status moelink_dispatch_receive(moelink_manager *manager, int32_t slot, moelink_stream stream) {
+    return on_manager("moelink_dispatch_receive", manager, [&](Manager &object) { object.receive_dispatch(slot, stream); });
+}
+
+moelink_status moelink_combine_receive(moelink_manager *manager, int32_t slot, moelink_stream stream) {
+    return on_manager("moelink_combine_receive", manager, [&](Manager &object) { object.receive_combine(slot, stream); });
+}
+
 moelink_status moelink_combine(moelink_manager *manager, const moelink_combine_args *args, moelink_stream stream) {
     return on_manager("moelink_combine", manager, [&](Manager &object) { object.combine(args, stream); });
 }

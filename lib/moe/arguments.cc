@@ -6,8 +6,8 @@ namespace moelink {
 
 namespace {
 
-void check_flags(uint32_t flags) {
-    if (flags != 0) fail(MOELINK_ERR_UNSUPPORTED, "flags has bits that this library does not know: {:#x}", flags);
+void check_flags(uint32_t flags, uint32_t known) {
+    if ((flags & ~known) != 0) fail(MOELINK_ERR_UNSUPPORTED, "flags has bits that this library does not know: {:#x}", flags);
 }
 
 void check_address(const char *name, const void *at, uint64_t size) {
@@ -80,7 +80,13 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     call.args = read_params(given, defaults, "args");
     const moelink_dispatch_args &args = call.args;
     check_slot(args.slot, config);
-    check_flags(args.flags);
+    check_flags(args.flags, MOELINK_DISPATCH_F_CACHED_ROUTING | MOELINK_DISPATCH_F_SEND_ONLY | MOELINK_DISPATCH_F_NO_ROUTING);
+    call.cached = (args.flags & MOELINK_DISPATCH_F_CACHED_ROUTING) != 0;
+    call.routed = (args.flags & MOELINK_DISPATCH_F_NO_ROUTING) == 0;
+    if ((args.flags & MOELINK_DISPATCH_F_SEND_ONLY) != 0) call.halves = kernels::half_send;
+    if (!call.routed && (call.cached || args.topk_ids != nullptr || args.topk_weights != nullptr)) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is set, and topk_ids, topk_weights or MOELINK_DISPATCH_F_CACHED_ROUTING is there too");
+    }
     if (args.layout != MOELINK_LAYOUT_RANK_MAJOR) {
         fail(MOELINK_ERR_UNSUPPORTED, "layout is {}; this version has MOELINK_LAYOUT_RANK_MAJOR (0) only", args.layout);
     }
@@ -92,7 +98,7 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     if (args.topk_ids_dtype != MOELINK_DTYPE_I32 && args.topk_ids_dtype != MOELINK_DTYPE_I64) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids_dtype is {}, must be MOELINK_DTYPE_I32 or MOELINK_DTYPE_I64", args.topk_ids_dtype);
     }
-    if (args.topk_ids == nullptr && args.num_tokens > 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids is NULL with {} tokens", args.num_tokens);
+    if (args.topk_ids == nullptr && args.num_tokens > 0 && call.routed && !call.cached) fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids is NULL with {} tokens", args.num_tokens);
     check_address("topk_ids", args.topk_ids, args.topk_ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4);
     check_address("topk_weights", args.topk_weights, sizeof(float));
     check_address("num_tokens_device", args.num_tokens_device, sizeof(int32_t));
@@ -137,12 +143,13 @@ CombineCall read_combine(const moelink_combine_args *given, const Config &config
     moelink_combine_args defaults = MOELINK_COMBINE_ARGS_INIT;
     moelink_combine_args args = read_params(given, defaults, "args");
     check_slot(args.slot, config);
-    check_flags(args.flags);
+    check_flags(args.flags, MOELINK_COMBINE_F_SEND_ONLY);
     if (args.mode != MOELINK_COMBINE_SUM && args.mode != MOELINK_COMBINE_WEIGHTED) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "mode is {}, must be MOELINK_COMBINE_SUM or MOELINK_COMBINE_WEIGHTED", args.mode);
     }
     CombineCall call;
     call.slot = args.slot;
+    if ((args.flags & MOELINK_COMBINE_F_SEND_ONLY) != 0) call.halves = kernels::half_send;
     call.weighted = args.mode == MOELINK_COMBINE_WEIGHTED;
     check_budget(args.sm_budget);
     if (args.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "reserved is {}, must be 0", args.reserved);

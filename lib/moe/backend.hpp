@@ -16,6 +16,10 @@ namespace moelink {
 // are described as they travel, but for the data and stride of the first, which are those of its BF16 rows; the second has no data.
 struct DispatchCall {
     moelink_dispatch_args args{};
+    kernels::Halves halves = kernels::both_halves;
+    bool routed = true;   // there are ids
+    bool cached = false;  // ids and weights are those of the slot's last dispatch
+    bool weights = false; // each token has weights, as far as this rank knows
     int32_t payload_count = 0;
     kernels::QuantizeForm quantize = kernels::quantize_none;
     std::array<moelink_rows, MOELINK_MAX_PAYLOADS> payloads{};
@@ -24,6 +28,7 @@ struct DispatchCall {
 
 struct CombineCall {
     int32_t slot = 0;
+    kernels::Halves halves = kernels::both_halves;
     bool weighted = false;
     int32_t sm_budget = 0;
     int32_t num_tokens = 0;  // bound of the slot's last dispatch
@@ -45,6 +50,8 @@ class Backend {
 public:
     virtual ~Backend() = default;
     virtual moelink_manager_sizes sizes() const = 0;
+    // Whether calls may be made in two halves.
+    virtual bool halves() const { return false; }
     virtual Received dispatch(const DispatchCall &call, moelink_stream stream) = 0;
     virtual void combine(const CombineCall &call, moelink_stream stream) = 0;
     // Collective; the device is idle on every rank.
@@ -81,6 +88,9 @@ extern const ManagerKind reference_kind;
 
 // Throws the status with the text of a CUDA launch that failed.
 void check_launch(kernels::cuda::Result result, const char *what);
+
+// How kernels name a dtype that combine takes.
+kernels::ValueType value_type_of(int32_t dtype);
 
 // [ranks * capacity] rows of the largest form of a payload.
 inline moelink_rows dense_rows(void *data, const moelink_rows &like) {

@@ -18,6 +18,14 @@ const ManagerKind *find_kind(int32_t kind) {
     return nullptr;
 }
 
+kernels::ValueType value_type_of(int32_t dtype) {
+    switch (dtype) {
+        case MOELINK_DTYPE_F32: return kernels::value_f32;
+        case MOELINK_DTYPE_F16: return kernels::value_f16;
+        default: return kernels::value_bf16;
+    }
+}
+
 void check_launch(kernels::cuda::Result result, const char *what) {
     if (result == 0) return;
     moelink_status status = MOELINK_ERR_DEVICE;

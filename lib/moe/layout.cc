@@ -37,14 +37,14 @@ int32_t choose_packet_rows(int most_rows, uint64_t capacity, uint64_t slots, uin
 
 }  // namespace
 
-WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
+WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda, bool to_all) {
     using namespace kernels;
     WorkspaceLayout result;
     SlotLayout &slot = result.slot;
     const auto r = static_cast<uint64_t>(ranks);
     const auto capacity = static_cast<uint64_t>(config.max_tokens);
     const auto top_k = static_cast<uint64_t>(config.top_k);
-    result.max_distinct = std::min(ranks, config.top_k);
+    result.max_distinct = to_all ? ranks : std::min(ranks, config.top_k);
     const auto distinct = static_cast<uint64_t>(result.max_distinct);
 
     Cursor cursor;
@@ -59,6 +59,8 @@ WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda) {
     slot.distinct = cursor.take({capacity, sizeof(int32_t)});
     slot.distinct_ranks = cursor.take({on_cuda ? capacity : 0, distinct, sizeof(int32_t)});
     slot.weight_sums = cursor.take({capacity, distinct, sizeof(float)});
+    slot.own_ids = cursor.take({capacity, top_k, sizeof(int32_t)});
+    slot.own_weights = cursor.take({capacity, top_k, sizeof(float)});
     slot.places = cursor.take({on_cuda ? 0 : capacity, distinct, sizeof(RowPlace)});
     slot.origins = cursor.take({r, capacity, sizeof(RowOrigin)});
     slot.own_rows = cursor.take({on_cuda ? capacity : 0, sizeof(OwnRow)});

@@ -23,8 +23,8 @@ struct WorkspaceLayout {
     uint64_t bytes = 0;           // of all slots
 };
 
-// Throws OUT_OF_MEMORY when the sizes do not fit 64 bits.
-WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda);
+// `to_all`: any rank may send a row back for any token. Throws OUT_OF_MEMORY when the sizes do not fit 64 bits.
+WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda, bool to_all);
 
 moelink_manager_sizes sizes_from(const WorkspaceLayout &layout, const Config &config);
 

@@ -33,7 +33,7 @@ int32_t Manager::state() const {
     }
     if (faults_.seen().code != kernels::fault_none) return MOELINK_STATE_FAULTED;
     for (const Slot &slot : slots_) {
-        if (slot.dispatched) return MOELINK_STATE_DISPATCHED;
+        if (slot.stage != Stage::idle) return MOELINK_STATE_DISPATCHED;
     }
     return MOELINK_STATE_READY;
 }
@@ -131,34 +131,70 @@ void Manager::abandon(int32_t slot) {
     slots_[static_cast<size_t>(slot)] = Slot{};
 }
 
-void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
-    require_ready("dispatch");
-    check_output(out, "out");
-    DispatchCall call = read_dispatch(args, config_);
-    Slot &slot = slots_[static_cast<size_t>(call.args.slot)];
-    const bool capturing = device_.capturing(stream);
-    if (slot.dispatched) {
-        fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.args.slot);
-    }
-    Received received;
+template <class Call>
+void Manager::run(bool capturing, Call &&call) {
     try {
-        received = backend_->dispatch(call, stream);
+        call();
     } catch (const Error &error) {
         if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
         throw;
     }
-    if (!capturing) slot.dispatched = true;
-    // A rank without tokens has nothing to weigh and no weights to point to.
-    slot.has_weights = call.args.topk_weights != nullptr || call.args.num_tokens == 0;
-    slot.num_tokens = call.args.num_tokens;
+}
+
+Manager::Slot &Manager::find_slot(int32_t slot) {
+    check_slot(slot, config_);
+    return slots_[static_cast<size_t>(slot)];
+}
+
+void Manager::repeat_routing(const Slot &slot, DispatchCall &call) const {
+    const DispatchCall &last = slot.dispatch;
+    if (!slot.routed) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} has had no dispatch whose routing MOELINK_DISPATCH_F_CACHED_ROUTING could repeat", call.args.slot);
+    }
+    if (call.args.num_tokens != last.args.num_tokens) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {} and that of the dispatch whose routing is repeated {}", call.args.num_tokens,
+             last.args.num_tokens);
+    }
+    call.args.topk_ids = nullptr;
+    call.args.topk_weights = nullptr;
+    call.args.num_tokens_device = nullptr;
+    call.args.invalid_id = last.args.invalid_id;
+    call.args.layout = last.args.layout;
+    call.routed = last.routed;
+    call.weights = last.weights;
+}
+
+void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
+    require_ready("dispatch");
+    check_output(out, "out");
+    DispatchCall call = read_dispatch(args, config_);
+    Slot &slot = find_slot(call.args.slot);
+    const bool capturing = device_.capturing(stream);
+    if (slot.stage != Stage::idle) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.args.slot);
+    }
+    if (call.cached) {
+        repeat_routing(slot, call);
+    } else {
+        // A rank without tokens has nothing to weigh and no weights to point to.
+        call.weights = call.routed && (call.args.topk_weights != nullptr || call.args.num_tokens == 0);
+    }
+    const bool waits = call.halves != kernels::both_halves;
+    if (waits && !backend_->halves()) call.halves = kernels::both_halves;
+    Received received;
+    run(capturing, [&] { received = backend_->dispatch(call, stream); });
+    if (!capturing) slot.stage = waits ? Stage::sent : Stage::dispatched;
+    slot.routed = true;
+    slot.dispatch = call;
+    slot.dispatch_waits = waits;
 
     moelink_dispatched result = MOELINK_DISPATCHED_INIT;
     result.payloads = out->struct_size >= offsetof(moelink_dispatched, topk_ids) ? out->payloads : nullptr;
     result.ranks = group_->size();
     result.slots_per_rank = config_.max_tokens;
     result.row_capacity = int64_t{group_->size()} * config_.max_tokens;
-    result.topk_ids = received.topk_ids;
-    result.topk_weights = received.topk_weights;
+    result.topk_ids = call.routed ? received.topk_ids : nullptr;
+    result.topk_weights = call.weights ? received.topk_weights : nullptr;
     result.recv_counts = received.recv_counts;
     if (result.payloads != nullptr) {
         for (int32_t i = 0; i < call.payload_count; ++i) result.payloads[i] = received.payloads[static_cast<size_t>(i)];
@@ -166,26 +202,59 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     write_output(out, result, "out");
 }
 
+void Manager::receive_dispatch(int32_t number, moelink_stream stream) {
+    require_ready("dispatch_receive");
+    Slot &slot = find_slot(number);
+    const bool capturing = device_.capturing(stream);
+    if (capturing ? !slot.dispatch_waits : slot.stage != Stage::sent) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} has no dispatch with MOELINK_DISPATCH_F_SEND_ONLY to receive", number);
+    }
+    if (backend_->halves()) {
+        DispatchCall call = slot.dispatch;
+        call.halves = kernels::half_receive;
+        run(capturing, [&] { backend_->dispatch(call, stream); });
+    }
+    if (!capturing) slot.stage = Stage::dispatched;
+}
+
 void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
     require_ready("combine");
     CombineCall call = read_combine(args, config_);
-    Slot &slot = slots_[static_cast<size_t>(call.slot)];
+    Slot &slot = find_slot(call.slot);
     const bool capturing = device_.capturing(stream);
-    if (!slot.dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no dispatch to combine", call.slot);
-    if (call.weighted && !slot.has_weights) {
+    if (slot.stage == Stage::sent) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} has not received its dispatch; call moelink_dispatch_receive first", call.slot);
+    }
+    if (slot.stage != Stage::dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no dispatch to combine", call.slot);
+    const int32_t num_tokens = slot.dispatch.args.num_tokens;
+    if (call.weighted && !slot.dispatch.weights) {
         fail(MOELINK_ERR_INVALID_STATE, "slot {} was dispatched without topk_weights, which MOELINK_COMBINE_WEIGHTED needs", call.slot);
     }
-    if (call.output.data == nullptr && slot.num_tokens > 0) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "output.data is NULL and slot {} holds {} tokens", call.slot, slot.num_tokens);
+    if (call.output.data == nullptr && num_tokens > 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "output.data is NULL and slot {} holds {} tokens", call.slot, num_tokens);
     }
-    call.num_tokens = slot.num_tokens;
-    try {
-        backend_->combine(call, stream);
-    } catch (const Error &error) {
-        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
-        throw;
+    call.num_tokens = num_tokens;
+    const bool waits = call.halves != kernels::both_halves;
+    if (waits && !backend_->halves()) call.halves = kernels::both_halves;
+    run(capturing, [&] { backend_->combine(call, stream); });
+    slot.combine = call;
+    slot.combine_waits = waits;
+    if (!capturing) slot.stage = waits ? Stage::returned : Stage::idle;
+}
+
+void Manager::receive_combine(int32_t number, moelink_stream stream) {
+    require_ready("combine_receive");
+    Slot &slot = find_slot(number);
+    const bool capturing = device_.capturing(stream);
+    if (capturing ? !slot.combine_waits : slot.stage != Stage::returned) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} has no combine with MOELINK_COMBINE_F_SEND_ONLY to receive", number);
     }
-    if (!capturing) slot.dispatched = false;
+    if (backend_->halves()) {
+        CombineCall call = slot.combine;
+        call.halves = kernels::half_receive;
+        run(capturing, [&] { backend_->combine(call, stream); });
+    }
+    if (!capturing) slot.stage = Stage::idle;
 }
 
 void Manager::require_ready(const char *what) {

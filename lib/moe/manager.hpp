@@ -24,7 +24,9 @@ public:
     void cleanup();
     void abandon(int32_t slot);
     void dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out);
+    void receive_dispatch(int32_t slot, moelink_stream stream);
     void combine(const moelink_combine_args *args, moelink_stream stream);
+    void receive_combine(int32_t slot, moelink_stream stream);
 
     int32_t state() const;
     uint64_t generation() const { return generation_; }
@@ -38,10 +40,16 @@ protected:
     ~Manager() override = default;
 
 private:
+    // Where a slot is between two dispatches; not followed while capturing.
+    enum class Stage { idle, sent, dispatched, returned };
+
     struct Slot {
-        bool dispatched = false;
-        bool has_weights = false;
-        int32_t num_tokens = 0;
+        Stage stage = Stage::idle;
+        bool routed = false;    // there has been a dispatch, which is the next
+        DispatchCall dispatch;  // the last one
+        bool dispatch_waits = false;  // for its receiving half
+        CombineCall combine;    // the last one
+        bool combine_waits = false;
     };
 
     // Collective: makes a workspace for what all ranks ask for, and takes it when every rank has one. A rank that cannot take
@@ -50,6 +58,12 @@ private:
     // Waits for the device, and gives peers the time to do the same: a kernel of theirs may still be waiting.
     Deadline wait_idle();
     void require_ready(const char *what);
+    Slot &find_slot(int32_t slot);
+    // The routing of the slot's last dispatch for one that repeats it. Throws INVALID_STATE, INVALID_ARGUMENT.
+    void repeat_routing(const Slot &slot, DispatchCall &call) const;
+    // A call of the back end; what loses the round is remembered.
+    template <class Call>
+    void run(bool capturing, Call &&call);
     void lose_round(moelink_status status, const std::string &text);
     bool poll_fault();
     std::string fault_text() const;

@@ -48,7 +48,7 @@ void check_workspace(const Group &group, const Config &config) {
 
 OneSided::OneSided(const BackendParams &params, bool to_all)
     : group_(params.group), device_(params.device), config_(params.config), faults_(params.faults), to_all_(to_all),
-      layout_(make_layout(config_, group_->size(), group_->on_cuda())) {
+      layout_(make_layout(config_, group_->size(), group_->on_cuda(), to_all)) {
     moelink_memory_params memory = MOELINK_MEMORY_PARAMS_INIT;
     memory.provider = config_.provider;
     memory.bytes = layout_.bytes;
@@ -140,6 +140,7 @@ moelink_manager_sizes OneSided::sizes() const {
 
 Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     const moelink_dispatch_args &args = call.args;
+    if (!call.routed && !to_all_) fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is for ALLGATHER_REDUCESCATTER, whose rows go to all ranks");
     const kernels::Workspace &ws = workspaces_[static_cast<size_t>(args.slot)];
     kernels::DispatchParams params;
     params.workspace = ws;
@@ -148,16 +149,23 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     params.tokens_device = args.num_tokens_device;
     params.ids = args.topk_ids;
     params.weights = args.topk_weights;
+    if (call.cached) {
+        params.ids_bytes = 4;
+        params.tokens_device = &reinterpret_cast<const kernels::SlotState *>(ws.mine + ws.layout.state)->tokens;
+        params.ids = ws.mine + ws.layout.own_ids;
+        params.weights = call.weights ? reinterpret_cast<const float *>(ws.mine + ws.layout.own_weights) : nullptr;
+    }
     params.invalid_id = args.invalid_id;
     params.payload_count = call.payload_count;
     params.quantize = call.quantize;
-    params.to_all = to_all_ ? 1 : 0;
+    params.spread = !call.routed ? kernels::spread_no_routing : to_all_ ? kernels::spread_all : kernels::spread_owners;
+    params.halves = call.halves;
     params.row_tiles = 1;
-    params.whole_ids = kernels::access_width(bits(args.topk_ids) | static_cast<uint64_t>(config_.top_k * params.ids_bytes)) == 16 ? 1 : 0;
+    params.whole_ids = kernels::access_width(bits(params.ids) | static_cast<uint64_t>(config_.top_k * params.ids_bytes)) == 16 ? 1 : 0;
 
     Received received;
     Shape shape;
-    shape.add(static_cast<uint64_t>(call.payload_count)).add(call.quantize);
+    shape.add(static_cast<uint64_t>(call.payload_count)).add(call.quantize).add(params.spread);
     bool copies_out = false, whole_vectors = true;
     for (size_t i = 0; i < static_cast<size_t>(call.payload_count); ++i) {
         const moelink_rows &rows = call.payloads[i];
@@ -193,8 +201,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     params.shape = shape.value();
     params.packets = whole_vectors ? 1 : 0;
     received.topk_ids = reinterpret_cast<int32_t *>(ws.mine + ws.layout.ids);
-    // A rank without tokens may have no weights to point to, and receives others' all the same.
-    if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = reinterpret_cast<float *>(ws.mine + ws.layout.weights);
+    received.topk_weights = reinterpret_cast<float *>(ws.mine + ws.layout.weights);
     received.recv_counts = reinterpret_cast<const int32_t *>(ws.mine + ws.layout.recv_counts);
 
     if (device_.on_cuda()) {
@@ -225,15 +232,14 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
     const kernels::Workspace &ws = workspaces_[static_cast<size_t>(call.slot)];
     check_input(ws, call.input);
     kernels::CombineParams params{};
+    params.halves = call.halves;
     params.workspace = ws;
     params.input = static_cast<const unsigned char *>(call.input.data);
     params.input_stride = call.input.row_stride;
     params.output = static_cast<unsigned char *>(call.output.data);
     params.output_stride = call.output.row_stride;
     params.row_bytes = call.input.row_bytes;
-    params.value_type = call.input.dtype == MOELINK_DTYPE_F32   ? kernels::value_f32
-                        : call.input.dtype == MOELINK_DTYPE_F16 ? kernels::value_f16
-                                                                : kernels::value_bf16;
+    params.value_type = value_type_of(call.input.dtype);
     params.weighted = call.weighted ? 1 : 0;
     params.push_width = kernels::access_width(bits(params.input) | params.input_stride | params.row_bytes);
     params.reduce_width = std::min(params.push_width, kernels::access_width(bits(params.output) | params.output_stride));
@@ -261,7 +267,7 @@ namespace {
 
 moelink_manager_sizes one_sided_query(const Group &group, const Config &config) {
     check_workspace(group, config);
-    return sizes_from(make_layout(config, group.size(), group.on_cuda()), config);
+    return sizes_from(make_layout(config, group.size(), group.on_cuda(), false), config);
 }
 
 std::unique_ptr<Backend> one_sided_make(const BackendParams &params) {

@@ -10,10 +10,11 @@ namespace moelink {
 
 class OneSided : public Backend {
 public:
-    // to_all: every rank receives every token (host only).
+    // to_all: every rank receives every token.
     OneSided(const BackendParams &params, bool to_all);
 
     moelink_manager_sizes sizes() const override;
+    bool halves() const override { return true; }
     Received dispatch(const DispatchCall &call, moelink_stream stream) override;
     void combine(const CombineCall &call, moelink_stream stream) override;
     void abandon(int32_t slot, const Deadline &deadline) override;

@@ -50,6 +50,7 @@ struct Routing {
     std::vector<std::vector<int64_t>> ids;      // [ranks][tokens * top_k]
     std::vector<std::vector<float>> weights;    // the same shape
     std::vector<int32_t> table;                 // [experts], or empty: in order
+    bool everyone = false;                      // there are no ids: every token goes to every rank
 
     int32_t owner(int64_t id) const {
         if (id < 0 || id >= experts) return -1;
@@ -62,6 +63,7 @@ struct Routing {
         return -1;
     }
     bool goes_to(int32_t source, int32_t token, int32_t rank) const {
+        if (everyone) return true;
         for (int32_t k = 0; k < top_k; ++k) {
             if (owner(id(source, token, k)) == rank) return true;
         }
@@ -180,21 +182,26 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
     const auto ranks = static_cast<size_t>(group_->size());
     const auto capacity = static_cast<size_t>(config_.max_tokens);
 
-    int32_t tokens = args.num_tokens;
+    const Routing &last = slot.routing;
+    const auto me = static_cast<size_t>(group_->rank());
+    int32_t tokens = call.cached ? last.tokens[me] : args.num_tokens;
     if (args.num_tokens_device != nullptr) {
         device_.read(&tokens, args.num_tokens_device, sizeof tokens);
         tokens = std::clamp(tokens, 0, args.num_tokens);
     }
     const auto count = static_cast<size_t>(tokens);
-    std::vector<int64_t> ids(count * top_k());
-    if (args.topk_ids_dtype == MOELINK_DTYPE_I64) {
+    std::vector<int64_t> ids(count * top_k(), -1);
+    if (call.cached) {
+        ids = last.ids[me];
+    } else if (call.routed && args.topk_ids_dtype == MOELINK_DTYPE_I64) {
         device_.read(ids.data(), args.topk_ids, ids.size() * 8);
-    } else {
+    } else if (call.routed) {
         std::vector<int32_t> narrow(ids.size());
         device_.read(narrow.data(), args.topk_ids, narrow.size() * 4);
         std::copy(narrow.begin(), narrow.end(), ids.begin());
     }
     std::vector<float> weights(ids.size(), 0.0f);
+    if (call.cached) weights = last.weights[me];
     if (args.topk_weights != nullptr) device_.read(weights.data(), args.topk_weights, weights.size() * 4);
 
     Bytes id_bytes(ids.size() * 8), weight_bytes(weights.size() * 4);
@@ -203,7 +210,7 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
         std::memcpy(weight_bytes.data(), weights.data(), weight_bytes.size());
     }
     std::vector<Bytes> all_ids = gather(id_bytes, deadline), all_weights = gather(weight_bytes, deadline);
-    Routing routing{group_->size(), config_.top_k, config_.num_experts, {}, {}, {}, config_.expert_ranks};
+    Routing routing{group_->size(), config_.top_k, config_.num_experts, {}, {}, {}, config_.expert_ranks, !call.routed};
     for (size_t rank = 0; rank < ranks; ++rank) {
         routing.ids.emplace_back(all_ids[rank].size() / 8);
         routing.weights.emplace_back(all_weights[rank].size() / 4);
@@ -250,7 +257,7 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
     device_.write(slot.counts.as(), counts.data(), counts.size() * 4);
     slot.routing = std::move(routing);
     received.topk_ids = slot.ids.as<int32_t>();
-    if (args.topk_weights != nullptr || args.num_tokens == 0) received.topk_weights = slot.weights.as<float>();
+    received.topk_weights = slot.weights.as<float>();
     received.recv_counts = slot.counts.as<int32_t>();
     return received;
 }

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 enum { TOKENS = 40, HIDDEN = 256, TOP_K = 4 };
+enum { COUNT_ON_DEVICE = 1, HALVES = 2 };
 
 struct graphs {
     device_graph *dispatch, *combine, *pair;
@@ -49,13 +50,15 @@ static void change(rank_context *ctx, moe_flight *flight, int32_t *count, uint64
     moe_flight_refill(ctx, flight, seed);
 }
 
-static void replay(rank_context *ctx, int32_t kind, int32_t dtype, int count_on_device) {
+static void replay(rank_context *ctx, plan_variant variant, int32_t dtype, int how) {
+    const int32_t kind = variant.kind;
     moelink_stream stream = device_stream_create(ctx);
     moe_geometry geometry;
     moe_round round;
     moe_flight flight;
     moelink_manager *manager = NULL;
     moe_geometry_plain(ctx->size, TOKENS, TOP_K, 6 * ctx->size + 1, HIDDEN, MOELINK_DTYPE_F32, &geometry);
+    geometry.flags = variant.flags;
     moe_round_plain(1, ctx->size, TOKENS, HIDDEN, dtype, &round);
     round.exact = dtype == MOELINK_DTYPE_F32;
     moelink_manager_config config = moe_config(&geometry, ctx->rank);
@@ -63,15 +66,20 @@ static void replay(rank_context *ctx, int32_t kind, int32_t dtype, int count_on_
     RANK_OK(ctx, moelink_manager_init(manager, &config));
     moe_flight_prepare(ctx, &flight, manager, kind, &geometry, &round, stream);
     int32_t *count = device_alloc_pinned(ctx, 4);
-    if (count_on_device) {
+    if ((how & COUNT_ON_DEVICE) != 0) {
         flight.tokens_device = guarded_make(ctx, 4, 0);
         flight.args.num_tokens_device = (const int32_t *)flight.tokens_device.data;
+    }
+    if ((how & HALVES) != 0) {
+        flight.halves = 1;
+        flight.args.flags |= MOELINK_DISPATCH_F_SEND_ONLY;
+        flight.combine.flags |= MOELINK_COMBINE_F_SEND_ONLY;
     }
     struct graphs graphs = capture(ctx, &flight, manager);
     int replays = (int)test_number("MOELINK_TEST_REPLAYS", 1000);
     for (int i = 0; i < replays; ++i) {
         rank_scene(ctx, "%s, dtype %d, replay %d%s", moelink_manager_kind_name(kind), dtype, i,
-                   count_on_device ? ", count on device" : "");
+                   (how & COUNT_ON_DEVICE) != 0 ? ", count on device" : "");
         change(ctx, &flight, count, 100u + (uint64_t)i);
         if (i % 10 == 7) { /* eager */
             moe_flight_dispatch(ctx, &flight, manager);
@@ -98,13 +106,16 @@ static void replay(rank_context *ctx, int32_t kind, int32_t dtype, int count_on_
 }
 
 static void one_sided(rank_context *ctx) {
-    replay(ctx, MOELINK_MANAGER_ONE_SIDED, MOELINK_DTYPE_F32, 0);
-    replay(ctx, MOELINK_MANAGER_ONE_SIDED, MOELINK_DTYPE_BF16, 1);
+    const plan_variant variant = {MOELINK_MANAGER_ONE_SIDED, 0};
+    replay(ctx, variant, MOELINK_DTYPE_F32, 0);
+    replay(ctx, variant, MOELINK_DTYPE_BF16, COUNT_ON_DEVICE);
+    replay(ctx, variant, MOELINK_DTYPE_F32, HALVES);
 }
 
 static void gathering(rank_context *ctx) {
-    if (plan_has_kind(ctx, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER)) {
-        replay(ctx, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_DTYPE_F32, 0);
+    for (int i = 0; i < PLAN_VARIANTS; ++i) {
+        if (plan_variants[i].kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER || !plan_has_variant(ctx, plan_variants[i])) continue;
+        replay(ctx, plan_variants[i], MOELINK_DTYPE_F32, 0);
     }
 }
 

@@ -76,10 +76,6 @@ static int survives(int32_t kind) {
     return kind != MOELINK_MANAGER_REFERENCE;
 }
 
-static int has_deadlines(const rank_context *ctx, int32_t kind) {
-    return ctx->device != MOELINK_DEVICE_CUDA || kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER; /* NCCL has none */
-}
-
 static void late(rank_context *ctx, int32_t kind, int in_combine, moelink_stream stream) {
     moe_geometry geometry = geometry_of(ctx->size);
     moelink_manager_config config = config_of(ctx, &geometry, 400);
@@ -126,7 +122,6 @@ static void all_late(rank_context *ctx) {
     moelink_stream stream = device_stream_create(ctx);
     for (int i = 0; i < 2 * PLAN_KINDS; ++i) {
         int32_t kind = plan_kinds[i / 2];
-        if (!plan_has_kind(ctx, kind) || !has_deadlines(ctx, kind)) continue;
         rank_scene(ctx, "%s, late in %s", moelink_manager_kind_name(kind), i % 2 ? "combine" : "dispatch");
         late(ctx, kind, i % 2, stream);
     }
@@ -287,7 +282,7 @@ static void contradicting(rank_context *ctx) {
     moelink_stream stream = device_stream_create(ctx);
     for (int i = 0; i < PLAN_KINDS; ++i) {
         int32_t kind = plan_kinds[i];
-        if (!plan_has_kind(ctx, kind) || !survives(kind) || !has_deadlines(ctx, kind)) continue;
+        if (!survives(kind)) continue;
         rank_scene(ctx, "%s", moelink_manager_kind_name(kind));
         moe_geometry geometry = geometry_of(ctx->size);
         moelink_manager_config config = config_of(ctx, &geometry, 2000);

@@ -41,7 +41,6 @@ static moe_geometry geometry_of(const rank_context *ctx, int tokens, int top_k) 
 static void for_each_kind(rank_context *ctx, void (*body)(rank_context *ctx, int32_t kind, moelink_stream stream)) {
     moelink_stream stream = device_stream_create(ctx);
     for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
         rank_scene(ctx, "%s", moelink_manager_kind_name(plan_kinds[i]));
         body(ctx, plan_kinds[i], stream);
         rank_scene(ctx, "%s", "");

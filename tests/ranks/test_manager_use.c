@@ -42,7 +42,6 @@ static void run(const char *name, rank_function function, int ranks) {
 static void for_each_kind(rank_context *ctx, void (*body)(rank_context *ctx, int32_t kind, moelink_stream stream)) {
     moelink_stream stream = device_stream_create(ctx);
     for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
         rank_scene(ctx, "%s", moelink_manager_kind_name(plan_kinds[i]));
         body(ctx, plan_kinds[i], stream);
         rank_scene(ctx, "%s", "");
@@ -158,7 +157,6 @@ static void several(rank_context *ctx) {
     int32_t kinds[MOST];
     int count = 0;
     for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
         for (int j = 0; j < 4; ++j, ++count) {
             who[count] = j % 2 == 0 ? ctx : &turned;
             kinds[count] = plan_kinds[i];
@@ -278,7 +276,7 @@ static void bad_dispatch(rank_context *ctx, moelink_manager *manager, const moe_
     REFUSE(payload_count, -1, MOELINK_ERR_INVALID_ARGUMENT, "payload_count is -1");
     REFUSE(payload_count, 3, MOELINK_ERR_INVALID_ARGUMENT, "payload_count is 3");
     REFUSE(payloads, NULL, MOELINK_ERR_INVALID_ARGUMENT, "payloads");
-    REFUSE(flags, 2, MOELINK_ERR_UNSUPPORTED, "flags");
+    REFUSE(flags, 1u << 31, MOELINK_ERR_UNSUPPORTED, "flags");
     rows[0].row_bytes = 161;
     REFUSE(slot, 0, MOELINK_ERR_TOO_SMALL, "161");
     REFUSE(slot, 0, MOELINK_ERR_TOO_SMALL, "160");
@@ -310,7 +308,7 @@ static void bad_combine(rank_context *ctx, moelink_manager *manager, const moe_f
     REFUSE(slot, -1, MOELINK_ERR_INVALID_ARGUMENT, "slot is -1");
     REFUSE(slot, 7, MOELINK_ERR_INVALID_ARGUMENT, "slot is 7");
     REFUSE(mode, 9, MOELINK_ERR_INVALID_ARGUMENT, "mode is 9");
-    REFUSE(flags, 1, MOELINK_ERR_UNSUPPORTED, "flags");
+    REFUSE(flags, 1u << 31, MOELINK_ERR_UNSUPPORTED, "flags");
     REFUSE(input.data, NULL, MOELINK_ERR_INVALID_ARGUMENT, "input.data");
     REFUSE(output.data, NULL, MOELINK_ERR_INVALID_ARGUMENT, "output.data");
     REFUSE(input.dtype, MOELINK_DTYPE_U8, MOELINK_ERR_INVALID_ARGUMENT, "dtype");
@@ -350,6 +348,59 @@ static void bad_view(rank_context *ctx, moelink_manager *manager, const moe_flig
     RANK_EQUAL(ctx, state_of(ctx, manager), MOELINK_STATE_DISPATCHED);
 }
 
+/* Halves and repeated routings out of turn are refused and change nothing. */
+static void out_of_turn(rank_context *ctx, int32_t kind, moelink_stream stream) {
+    moe_geometry geometry = geometry_of(ctx->size, 1);
+    moelink_manager *manager = make(ctx, ctx->group, kind, &geometry);
+    moe_round round;
+    moe_round_plain(6, ctx->size, 12, 40, MOELINK_DTYPE_F32, &round);
+    moe_flight flight;
+    moe_flight_prepare(ctx, &flight, manager, kind, &geometry, &round, stream);
+    moelink_dispatch_args again = flight.args;
+    again.flags = MOELINK_DISPATCH_F_CACHED_ROUTING;
+    RANK_STATUS(ctx, moelink_dispatch(manager, &again, stream, &flight.dispatched), MOELINK_ERR_INVALID_STATE);
+    RANK_TEXT(ctx, moelink_last_error(), "no dispatch whose routing");
+    RANK_STATUS(ctx, moelink_dispatch_receive(manager, 0, stream), MOELINK_ERR_INVALID_STATE);
+    RANK_STATUS(ctx, moelink_dispatch_receive(manager, 3, stream), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_STATUS(ctx, moelink_combine_receive(manager, 0, stream), MOELINK_ERR_INVALID_STATE);
+    for (int repeat = 0; repeat < 2; ++repeat) {
+        if (repeat == 1) {
+            flight.args.flags = MOELINK_DISPATCH_F_CACHED_ROUTING;
+            flight.args.num_tokens = 11;
+            RANK_STATUS(ctx, moelink_dispatch(manager, &flight.args, stream, &flight.dispatched), MOELINK_ERR_INVALID_ARGUMENT);
+            RANK_TEXT(ctx, moelink_last_error(), "11");
+            flight.args.num_tokens = 12;
+            flight.args.topk_ids = NULL;
+            flight.args.topk_weights = NULL;
+        }
+        flight.args.flags |= MOELINK_DISPATCH_F_SEND_ONLY;
+        RANK_OK(ctx, moelink_dispatch(manager, &flight.args, stream, &flight.dispatched));
+        RANK_EQUAL(ctx, state_of(ctx, manager), MOELINK_STATE_DISPATCHED);
+        RANK_STATUS(ctx, moelink_combine(manager, &flight.combine, stream), MOELINK_ERR_INVALID_STATE);
+        RANK_TEXT(ctx, moelink_last_error(), "moelink_dispatch_receive");
+        RANK_STATUS(ctx, moelink_dispatch(manager, &flight.args, stream, &flight.dispatched), MOELINK_ERR_INVALID_STATE);
+        RANK_OK(ctx, moelink_dispatch_receive(manager, 0, stream));
+        RANK_STATUS(ctx, moelink_dispatch_receive(manager, 0, stream), MOELINK_ERR_INVALID_STATE);
+        if (flight.in_place) {
+            flight.combine.input.data = flight.received[0].data;
+            flight.combine.input.row_stride = flight.received[0].row_stride;
+        }
+        moe_flight_check_dispatch(ctx, &flight);
+        moe_flight_experts(ctx, &flight);
+        flight.combine.flags = MOELINK_COMBINE_F_SEND_ONLY;
+        RANK_OK(ctx, moelink_combine(manager, &flight.combine, stream));
+        RANK_STATUS(ctx, moelink_dispatch(manager, &flight.args, stream, &flight.dispatched), MOELINK_ERR_INVALID_STATE);
+        RANK_STATUS(ctx, moelink_combine(manager, &flight.combine, stream), MOELINK_ERR_INVALID_STATE);
+        RANK_OK(ctx, moelink_combine_receive(manager, 0, stream));
+        RANK_STATUS(ctx, moelink_combine_receive(manager, 0, stream), MOELINK_ERR_INVALID_STATE);
+        moe_flight_check_combine(ctx, &flight);
+        flight.combine.flags = 0;
+        RANK_EQUAL(ctx, state_of(ctx, manager), MOELINK_STATE_READY);
+    }
+    moe_flight_free(ctx, &flight);
+    moelink_manager_destroy(manager);
+}
+
 static void bad_arguments(rank_context *ctx, int32_t kind, moelink_stream stream) {
     bad_config(ctx, kind, stream);
     moe_geometry geometry = geometry_of(ctx->size, 1);
@@ -375,6 +426,15 @@ static void bad_arguments(rank_context *ctx, int32_t kind, moelink_stream stream
 
 static void all_bad_arguments(rank_context *ctx) {
     for_each_kind(ctx, bad_arguments);
+}
+
+static void all_out_of_turn(rank_context *ctx) {
+    for_each_kind(ctx, out_of_turn);
+}
+
+static void test_out_of_turn(void **state) {
+    (void)state;
+    run("out of turn", all_out_of_turn, 2);
 }
 
 static void test_bad_arguments(void **state) {
@@ -441,7 +501,6 @@ static void expert_parallel(rank_context *ctx) {
     moe_geometry geometry = geometry_of(ctx->size, 1);
     moelink_manager_config config = moe_config(&geometry, ctx->rank);
     for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
         RANK_OK(ctx, moelink_manager_create(ctx->group, plan_kinds[i], &mapping, &manager));
         RANK_OK(ctx, moelink_manager_init(manager, &config));
         moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
@@ -471,6 +530,7 @@ int main(void) {
         cmocka_unit_test(test_pairing),
         cmocka_unit_test(test_several_managers_and_groups),
         cmocka_unit_test(test_bad_arguments),
+        cmocka_unit_test(test_out_of_turn),
         cmocka_unit_test(test_expert_parallel_groups),
     };
     return cmocka_run_group_tests_name("manager use", tests, NULL, NULL);

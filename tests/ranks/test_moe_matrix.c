@@ -17,6 +17,15 @@ static uint64_t generation_of(rank_context *ctx, const moelink_manager *manager)
     return generation;
 }
 
+/* Runs the body for each variant of the kinds that works here. */
+static void each_variant(rank_context *ctx, void (*body)(rank_context *, plan_variant, moelink_stream)) {
+    moelink_stream stream = device_stream_create(ctx);
+    for (int i = 0; i < PLAN_VARIANTS; ++i) {
+        if (plan_has_variant(ctx, plan_variants[i])) body(ctx, plan_variants[i], stream);
+    }
+    device_stream_destroy(ctx, stream);
+}
+
 static moelink_manager *make_manager(rank_context *ctx, int32_t kind) {
     moelink_manager *manager = NULL;
     RANK_OK(ctx, moelink_manager_create(ctx->group, kind, NULL, &manager));
@@ -26,75 +35,75 @@ static moelink_manager *make_manager(rank_context *ctx, int32_t kind) {
 /* --- vLLM's shapes --------------------------------------------------------------------------------------------------- */
 
 /* Identity experts give hidden x number of distinct ranks; experts that triple give three times as much. */
-static void identity_and_linearity(rank_context *ctx) {
-    moelink_stream stream = device_stream_create(ctx);
-    for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
-        moelink_manager *manager = make_manager(ctx, plan_kinds[i]);
-        moe_geometry geometry;
-        moe_round round;
-        moe_geometry_plain(ctx->size, 32, 2, 8 * ctx->size, 128, MOELINK_DTYPE_F32, &geometry);
-        moelink_manager_config config = moe_config(&geometry, ctx->rank);
-        RANK_OK(ctx, moelink_manager_init(manager, &config));
-        float sums[2][32 * 128];
-        for (int triple = 0; triple < 2; ++triple) {
-            moe_flight flight;
-            moe_round_plain(7, ctx->size, 32, 128, MOELINK_DTYPE_F32, &round);
-            round.scale = triple ? 3 : 1;
-            round.exact = 1;
-            moe_flight_prepare(ctx, &flight, manager, plan_kinds[i], &geometry, &round, stream);
-            moe_flight_dispatch(ctx, &flight, manager);
-            moe_flight_check_dispatch(ctx, &flight);
-            moe_flight_experts(ctx, &flight);
-            moe_flight_combine(ctx, &flight, manager);
-            moe_flight_check_combine(ctx, &flight);
-            device_copy(ctx, sums[triple], flight.result.data, sizeof(sums[triple]));
-            moe_flight_free(ctx, &flight);
-        }
-        int64_t ids[32 * 2];
-        float hidden[128];
-        unsigned char marks[RANKS_MAX];
-        moe_ids(&geometry, &round, ctx->rank, ids);
-        for (int token = 0; token < 32; ++token) {
-            int distinct = token_ranks(ids + token * 2, 2, geometry.experts, ctx->size, marks);
-            moe_payload_row(&round, ctx->rank, token, 0, hidden);
-            for (int h = 0; h < 128; ++h) {
-                RANK_CHECK(ctx, sums[0][token * 128 + h] == hidden[h] * (float)distinct);
-                RANK_CHECK(ctx, sums[1][token * 128 + h] == 3 * sums[0][token * 128 + h]);
-            }
-        }
-        static const int32_t halves[] = {MOELINK_DTYPE_BF16, MOELINK_DTYPE_F16};
-        for (int half = 0; half < 2; ++half) {
-            moe_round_plain(8, ctx->size, 32, 128, halves[half], &round);
-            moe_round_run(ctx, manager, plan_kinds[i], &geometry, &round, stream);
-            round.scale = 3;
-            moe_round_run(ctx, manager, plan_kinds[i], &geometry, &round, stream);
-        }
-        moelink_manager_destroy(manager);
+static void identity_and_linearity_of(rank_context *ctx, plan_variant variant, moelink_stream stream) {
+    moelink_manager *manager = make_manager(ctx, variant.kind);
+    moe_geometry geometry;
+    moe_round round;
+    moe_geometry_plain(ctx->size, 32, 2, 8 * ctx->size, 128, MOELINK_DTYPE_F32, &geometry);
+    geometry.flags = variant.flags;
+    moelink_manager_config config = moe_config(&geometry, ctx->rank);
+    RANK_OK(ctx, moelink_manager_init(manager, &config));
+    float sums[2][32 * 128];
+    for (int triple = 0; triple < 2; ++triple) {
+        moe_flight flight;
+        moe_round_plain(7, ctx->size, 32, 128, MOELINK_DTYPE_F32, &round);
+        round.scale = triple ? 3 : 1;
+        round.exact = 1;
+        moe_flight_prepare(ctx, &flight, manager, variant.kind, &geometry, &round, stream);
+        moe_flight_dispatch(ctx, &flight, manager);
+        moe_flight_check_dispatch(ctx, &flight);
+        moe_flight_experts(ctx, &flight);
+        moe_flight_combine(ctx, &flight, manager);
+        moe_flight_check_combine(ctx, &flight);
+        device_copy(ctx, sums[triple], flight.result.data, sizeof(sums[triple]));
+        moe_flight_free(ctx, &flight);
     }
-    device_stream_destroy(ctx, stream);
+    int64_t ids[32 * 2];
+    float hidden[128];
+    unsigned char marks[RANKS_MAX];
+    moe_ids(&geometry, &round, ctx->rank, ids);
+    for (int token = 0; token < 32; ++token) {
+        int distinct = token_ranks(ids + token * 2, 2, geometry.experts, ctx->size, marks);
+        moe_payload_row(&round, ctx->rank, token, 0, hidden);
+        for (int h = 0; h < 128; ++h) {
+            RANK_CHECK(ctx, sums[0][token * 128 + h] == hidden[h] * (float)distinct);
+            RANK_CHECK(ctx, sums[1][token * 128 + h] == 3 * sums[0][token * 128 + h]);
+        }
+    }
+    static const int32_t halves[] = {MOELINK_DTYPE_BF16, MOELINK_DTYPE_F16};
+    for (int half = 0; half < 2; ++half) {
+        moe_round_plain(8, ctx->size, 32, 128, halves[half], &round);
+        moe_round_run(ctx, manager, variant.kind, &geometry, &round, stream);
+        round.scale = 3;
+        moe_round_run(ctx, manager, variant.kind, &geometry, &round, stream);
+    }
+    moelink_manager_destroy(manager);
+}
+
+static void identity_and_linearity(rank_context *ctx) {
+    each_variant(ctx, identity_and_linearity_of);
 }
 
 /* 16 tokens, hidden 64: both halves of the gathering manager are exact. */
-static void small_and_exact(rank_context *ctx) {
-    moelink_stream stream = device_stream_create(ctx);
-    for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
-        moelink_manager *manager = make_manager(ctx, plan_kinds[i]);
-        moe_geometry geometry;
-        moe_round round;
-        moe_geometry_plain(ctx->size, 16, 2, 4 * ctx->size, 64, MOELINK_DTYPE_F32, &geometry);
-        moelink_manager_config config = moe_config(&geometry, ctx->rank);
-        RANK_OK(ctx, moelink_manager_init(manager, &config));
-        for (uint64_t seed = 1; seed <= 8; ++seed) {
-            moe_round_plain(seed, ctx->size, 16, 64, MOELINK_DTYPE_F32, &round);
-            round.exact = 1;
-            for (int rank = 0; rank < ctx->size; ++rank) round.tokens[rank] = (int)(seed * 5 + (uint64_t)rank * 3) % 17;
-            moe_round_run(ctx, manager, plan_kinds[i], &geometry, &round, stream);
-        }
-        moelink_manager_destroy(manager);
+static void small_and_exact_of(rank_context *ctx, plan_variant variant, moelink_stream stream) {
+    moelink_manager *manager = make_manager(ctx, variant.kind);
+    moe_geometry geometry;
+    moe_round round;
+    moe_geometry_plain(ctx->size, 16, 2, 4 * ctx->size, 64, MOELINK_DTYPE_F32, &geometry);
+    geometry.flags = variant.flags;
+    moelink_manager_config config = moe_config(&geometry, ctx->rank);
+    RANK_OK(ctx, moelink_manager_init(manager, &config));
+    for (uint64_t seed = 1; seed <= 8; ++seed) {
+        moe_round_plain(seed, ctx->size, 16, 64, MOELINK_DTYPE_F32, &round);
+        round.exact = 1;
+        for (int rank = 0; rank < ctx->size; ++rank) round.tokens[rank] = (int)(seed * 5 + (uint64_t)rank * 3) % 17;
+        moe_round_run(ctx, manager, variant.kind, &geometry, &round, stream);
     }
-    device_stream_destroy(ctx, stream);
+    moelink_manager_destroy(manager);
+}
+
+static void small_and_exact(rank_context *ctx) {
+    each_variant(ctx, small_and_exact_of);
 }
 
 /* Packed 4-bit rows and their scales, as nvfp4 sends them: hidden / 2 and hidden / 16 bytes. */
@@ -117,43 +126,43 @@ static void bf16_shape(int ranks, int tokens, uint64_t hidden, moe_geometry *geo
 }
 
 /* 1024 -> 2048 tokens, then between nvfp4-sized and bf16-sized rows: ensure grows once each way, reinit follows every time. */
-static void growth_and_geometry(rank_context *ctx) {
-    moelink_stream stream = device_stream_create(ctx);
-    for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (!plan_has_kind(ctx, plan_kinds[i])) continue;
-        int32_t kind = plan_kinds[i];
-        moelink_manager *manager = make_manager(ctx, kind);
-        moe_geometry geometry, large, nvfp4, bf16;
-        moe_round round, nvfp4_round, bf16_round;
-        bf16_shape(ctx->size, 1024, 4096, &geometry, &round);
-        bf16_shape(ctx->size, 2048, 4096, &large, &round);
-        moelink_manager_config small_config = moe_config(&geometry, ctx->rank), large_config = moe_config(&large, ctx->rank);
-        static const uint64_t growth[] = {1, 2, 2, 2};
-        for (int step = 0; step < 4; ++step) {
-            RANK_OK(ctx, moelink_manager_ensure(manager, step == 1 || step == 3 ? &large_config : &small_config));
-            RANK_EQUAL(ctx, generation_of(ctx, manager), growth[step]);
-            moe_round_run(ctx, manager, kind, step == 0 ? &geometry : &large, &round, stream);
-        }
-        RANK_OK(ctx, moelink_manager_cleanup(manager));
-
-        nvfp4_shape(ctx->size, 64, 4096, &nvfp4, &nvfp4_round);
-        bf16_shape(ctx->size, 64, 4096, &bf16, &bf16_round);
-        uint64_t before = generation_of(ctx, manager);
-        for (int step = 0; step < 4; ++step) {
-            moelink_manager_config config = moe_config(step % 2 == 0 ? &nvfp4 : &bf16, ctx->rank);
-            RANK_OK(ctx, moelink_manager_ensure(manager, &config));
-            RANK_EQUAL(ctx, generation_of(ctx, manager), before + (step == 0 ? 1u : 2u));
-            moe_round_run(ctx, manager, kind, step % 2 == 0 ? &nvfp4 : &bf16, step % 2 == 0 ? &nvfp4_round : &bf16_round, stream);
-        }
-        for (int step = 0; step < 4; ++step) {
-            moelink_manager_config config = moe_config(step % 2 == 0 ? &nvfp4 : &bf16, ctx->rank);
-            RANK_OK(ctx, moelink_manager_reinit(manager, &config));
-            RANK_EQUAL(ctx, generation_of(ctx, manager), before + 3u + (uint64_t)step);
-            moe_round_run(ctx, manager, kind, step % 2 == 0 ? &nvfp4 : &bf16, step % 2 == 0 ? &nvfp4_round : &bf16_round, stream);
-        }
-        moelink_manager_destroy(manager);
+static void growth_and_geometry_of(rank_context *ctx, plan_variant variant, moelink_stream stream) {
+    moelink_manager *manager = make_manager(ctx, variant.kind);
+    moe_geometry geometry, large, nvfp4, bf16;
+    moe_round round, nvfp4_round, bf16_round;
+    bf16_shape(ctx->size, 1024, 4096, &geometry, &round);
+    bf16_shape(ctx->size, 2048, 4096, &large, &round);
+    geometry.flags = large.flags = variant.flags;
+    moelink_manager_config small_config = moe_config(&geometry, ctx->rank), large_config = moe_config(&large, ctx->rank);
+    static const uint64_t growth[] = {1, 2, 2, 2};
+    for (int step = 0; step < 4; ++step) {
+        RANK_OK(ctx, moelink_manager_ensure(manager, step == 1 || step == 3 ? &large_config : &small_config));
+        RANK_EQUAL(ctx, generation_of(ctx, manager), growth[step]);
+        moe_round_run(ctx, manager, variant.kind, step == 0 ? &geometry : &large, &round, stream);
     }
-    device_stream_destroy(ctx, stream);
+    RANK_OK(ctx, moelink_manager_cleanup(manager));
+
+    nvfp4_shape(ctx->size, 64, 4096, &nvfp4, &nvfp4_round);
+    bf16_shape(ctx->size, 64, 4096, &bf16, &bf16_round);
+    nvfp4.flags = bf16.flags = variant.flags;
+    uint64_t before = generation_of(ctx, manager);
+    for (int step = 0; step < 4; ++step) {
+        moelink_manager_config config = moe_config(step % 2 == 0 ? &nvfp4 : &bf16, ctx->rank);
+        RANK_OK(ctx, moelink_manager_ensure(manager, &config));
+        RANK_EQUAL(ctx, generation_of(ctx, manager), before + (step == 0 ? 1u : 2u));
+        moe_round_run(ctx, manager, variant.kind, step % 2 == 0 ? &nvfp4 : &bf16, step % 2 == 0 ? &nvfp4_round : &bf16_round, stream);
+    }
+    for (int step = 0; step < 4; ++step) {
+        moelink_manager_config config = moe_config(step % 2 == 0 ? &nvfp4 : &bf16, ctx->rank);
+        RANK_OK(ctx, moelink_manager_reinit(manager, &config));
+        RANK_EQUAL(ctx, generation_of(ctx, manager), before + 3u + (uint64_t)step);
+        moe_round_run(ctx, manager, variant.kind, step % 2 == 0 ? &nvfp4 : &bf16, step % 2 == 0 ? &nvfp4_round : &bf16_round, stream);
+    }
+    moelink_manager_destroy(manager);
+}
+
+static void growth_and_geometry(rank_context *ctx) {
+    each_variant(ctx, growth_and_geometry_of);
 }
 
 static void run_everywhere(const char *name, rank_function function, int most) {
@@ -224,27 +233,29 @@ static void run_slots_at_once(rank_context *ctx, moelink_manager *manager, int32
 static void random_matrix(rank_context *ctx) {
     const struct matrix *matrix = ctx->user;
     moelink_stream stream = device_stream_create(ctx);
-    moelink_manager *managers[PLAN_KINDS] = {NULL, NULL, NULL};
-    for (int i = 0; i < PLAN_KINDS; ++i) {
-        if (plan_has_kind(ctx, plan_kinds[i])) managers[i] = make_manager(ctx, plan_kinds[i]);
+    moelink_manager *managers[PLAN_VARIANTS] = {NULL};
+    for (int i = 0; i < PLAN_VARIANTS; ++i) {
+        if (plan_has_variant(ctx, plan_variants[i])) managers[i] = make_manager(ctx, plan_variants[i].kind);
     }
     for (int number = 0; number < matrix->cases; ++number) {
         moe_geometry geometry;
         moe_geometry_random(ctx->seed + (uint64_t)number, ctx->size, matrix->values, &geometry);
-        moelink_manager_config config = moe_config(&geometry, ctx->rank);
-        for (int i = 0; i < PLAN_KINDS; ++i) {
+        for (int i = 0; i < PLAN_VARIANTS; ++i) {
             if (managers[i] == NULL) continue;
-            rank_scene(ctx, "%s, geometry %llu", moelink_manager_kind_name(plan_kinds[i]), (unsigned long long)geometry.seed);
+            const int32_t kind = plan_variants[i].kind;
+            geometry.flags = plan_variants[i].flags;
+            moelink_manager_config config = moe_config(&geometry, ctx->rank);
+            rank_scene(ctx, "%s, flags %u, geometry %llu", moelink_manager_kind_name(kind), geometry.flags, (unsigned long long)geometry.seed);
             RANK_OK(ctx, moelink_manager_reinit(managers[i], &config));
             for (int j = 0; j < matrix->rounds; ++j) {
                 moe_round round;
                 moe_round_random(&geometry, random_mix(geometry.seed, 77u + (uint64_t)j), &round);
-                moe_round_run(ctx, managers[i], plan_kinds[i], &geometry, &round, stream);
+                moe_round_run(ctx, managers[i], kind, &geometry, &round, stream);
             }
-            if (geometry.slots > 1) run_slots_at_once(ctx, managers[i], plan_kinds[i], &geometry, geometry.seed, stream);
+            if (geometry.slots > 1) run_slots_at_once(ctx, managers[i], kind, &geometry, geometry.seed, stream);
         }
     }
-    for (int i = 0; i < PLAN_KINDS; ++i) moelink_manager_destroy(managers[i]);
+    for (int i = 0; i < PLAN_VARIANTS; ++i) moelink_manager_destroy(managers[i]);
     device_stream_destroy(ctx, stream);
 }
 

@@ -83,6 +83,7 @@ void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *ou
         if (!out->sent[i]) out->row_bytes[i] = 0;
     }
     out->combine = random_chance(&state, 95);
+    out->again = random_chance(&state, 25);
     out->dtype = dtypes[random_range(&state, 0, 2)];
     uint64_t most = geometry->combine_row_bytes / 4;
     out->hidden = random_chance(&state, 70) ? most : any_size(&state, most);
@@ -144,6 +145,7 @@ moelink_manager_config moe_config(const moe_geometry *geometry, int rank) {
     config.payload_row_bytes = geometry->row_bytes;
     config.combine_row_bytes = geometry->combine_row_bytes;
     config.slots = geometry->slots;
+    config.flags = geometry->flags;
     return config;
 }
 
@@ -191,7 +193,7 @@ void moe_weights(const moe_geometry *geometry, const moe_round *round, int rank,
 }
 
 static uint64_t row_seed(const moe_round *round, int rank, int token, int payload) {
-    return random_mix(random_mix(round->seed, 5000 + (uint64_t)payload), (uint64_t)rank << 32 | (uint64_t)token);
+    return random_mix(random_mix(round->seed + round->rows_seed, 5000 + (uint64_t)payload), (uint64_t)rank << 32 | (uint64_t)token);
 }
 
 /* Values before they are quantized: of any bits, or as rows have them, some zero, denormal, infinite or NaN; or a block of zeros. */
@@ -253,7 +255,7 @@ void moe_payload_row(const moe_round *round, int rank, int token, int payload, v
 
 void moe_expert_row(const moe_round *round, int source, int token, int rank, void *row) {
     if (round->scale == 0) {
-        uint64_t seed = random_mix(random_mix(round->seed, 9000 + (uint64_t)rank), (uint64_t)source << 32 | (uint64_t)token);
+        uint64_t seed = random_mix(random_mix(round->seed + round->rows_seed, 9000 + (uint64_t)rank), (uint64_t)source << 32 | (uint64_t)token);
         random_values(seed, row, round->dtype, round->hidden);
         return;
     }

@@ -22,6 +22,7 @@ typedef struct moe_geometry {
     uint64_t row_bytes[MOELINK_MAX_PAYLOADS];
     uint64_t combine_row_bytes;
     int slots;
+    uint32_t flags;  /* MOELINK_MANAGER_F_* */
     int vectors; /* all rows are whole 16-byte vectors; most ranks' tensors then lie at multiples of 16 bytes too */
 } moe_geometry;
 
@@ -31,6 +32,7 @@ enum moe_ids { MOE_IDS_DISTINCT, MOE_IDS_ANY, MOE_IDS_MASKED, MOE_IDS_WILD, MOE_
 /* One dispatch and combine: what all ranks must know of it. */
 typedef struct moe_round {
     uint64_t seed;
+    uint64_t rows_seed; /* of payloads' and experts' rows, besides seed */
     int slot;
     int tokens[RANKS_MAX];
     int ids_style;
@@ -46,6 +48,8 @@ typedef struct moe_round {
     int scale;        /* 0: experts' outputs are random. Else payload 0 holds `hidden` values and experts multiply by it */
     int quantize;     /* 0, or the dtype of scales: payload 0 is quantized inside dispatch, payload 1 is its scales */
     int exact;        /* the sums must come out exactly: F32 values of few bits */
+    int again;        /* after it, its routing is repeated for other rows */
+    int cached;       /* it repeats the routing of the round before it */
     int plain;        /* no odd addresses, strides or own buffers */
 } moe_round;
 
@@ -78,6 +82,7 @@ typedef struct moe_flight {
     moelink_stream stream;
     int in_place;     /* combine reads payload 0 where it arrived */
     int refuses;      /* NCCL quantizes nothing: the dispatch is first refused, then the round goes without */
+    int halves;       /* dispatch and combine are two calls each */
     int aligned;      /* tensors and strides are multiples of 16 bytes */
     int64_t capacity; /* rows from one source */
     int tokens, bound;

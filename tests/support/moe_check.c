@@ -221,7 +221,7 @@ void moe_flight_check_combine(rank_context *ctx, moe_flight *flight) {
     moe_ids(geometry, round, ctx->rank, ids);
     moe_weights(geometry, round, ctx->rank, weights);
     /* NCCL sums in the rows' own type and order. */
-    int nccl = flight->kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER && ctx->device == MOELINK_DEVICE_CUDA;
+    int nccl = (geometry->flags & (MOELINK_MANAGER_F_NCCL | MOELINK_MANAGER_F_DETERMINISTIC)) == MOELINK_MANAGER_F_NCCL;
     int wire = nccl ? ctx->size - 1 : 0;
     int weighted = round->mode == MOELINK_COMBINE_WEIGHTED ? geometry->top_k + 1 : 0;
     for (int token = 0; token < flight->tokens; ++token) {

@@ -124,6 +124,7 @@ static void prepare_combine(rank_context *ctx, moe_flight *flight, uint64_t *sta
     uint64_t row_bytes = round->hidden * (uint64_t)size;
     moelink_combine_args_init(&flight->combine);
     flight->combine.slot = round->slot;
+    if (flight->halves) flight->combine.flags = MOELINK_COMBINE_F_SEND_ONLY;
     flight->combine.mode = round->mode;
     flight->combine.sm_budget = any_budget(round, state);
     flight->combine.input.row_bytes = flight->combine.output.row_bytes = row_bytes;
@@ -148,13 +149,14 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     flight->round = *round;
     flight->kind = kind;
     flight->stream = stream;
-    if (ctx->device == MOELINK_DEVICE_CUDA && kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) {
+    if ((geometry->flags & MOELINK_MANAGER_F_NCCL) != 0) {
         flight->round.mode = MOELINK_COMBINE_SUM; /* NCCL sums by itself */
         flight->refuses = flight->round.quantize != 0;
         flight->round.quantize = 0;
     }
     flight->tokens = flight->bound = round->tokens[ctx->rank];
     uint64_t state = random_mix(round->seed, 7000 + (uint64_t)ctx->rank);
+    flight->halves = !round->plain && random_chance(&state, 30);
     flight->aligned = geometry->vectors && random_chance(&state, 75);
     moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
     RANK_OK(ctx, moelink_manager_sizes_of(manager, &sizes));
@@ -178,6 +180,13 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     for (int i = 0; i < round->payload_count; ++i) {
         if (flight->outputs[i].data != NULL) flight->args.outputs = flight->outputs;
     }
+    if (round->cached) {
+        flight->args.topk_ids = NULL;
+        flight->args.topk_weights = NULL;
+        flight->args.num_tokens_device = NULL;
+        flight->args.flags |= MOELINK_DISPATCH_F_CACHED_ROUTING;
+    }
+    if (flight->halves) flight->args.flags |= MOELINK_DISPATCH_F_SEND_ONLY;
     if (round->quantize) flight->args.quantize = MOELINK_QUANTIZE_F8E4M3_BLOCK128;
     flight->args.sm_budget = any_budget(round, &state);
     if (round->combine) prepare_combine(ctx, flight, &state);
@@ -231,6 +240,7 @@ void moe_flight_dispatch(rank_context *ctx, moe_flight *flight, moelink_manager 
     moelink_dispatched_init(&flight->dispatched);
     flight->dispatched.payloads = flight->received;
     RANK_OK(ctx, moelink_dispatch(manager, &flight->args, flight->stream, &flight->dispatched));
+    if (flight->halves) RANK_OK(ctx, moelink_dispatch_receive(manager, flight->round.slot, flight->stream));
     RANK_EQUAL(ctx, flight->dispatched.ranks, ctx->size);
     RANK_EQUAL(ctx, flight->dispatched.slots_per_rank, flight->capacity);
     RANK_EQUAL(ctx, flight->dispatched.row_capacity, flight->capacity * ctx->size);
@@ -242,6 +252,7 @@ void moe_flight_dispatch(rank_context *ctx, moe_flight *flight, moelink_manager 
 
 void moe_flight_combine(rank_context *ctx, moe_flight *flight, moelink_manager *manager) {
     RANK_OK(ctx, moelink_combine(manager, &flight->combine, flight->stream));
+    if (flight->halves) RANK_OK(ctx, moelink_combine_receive(manager, flight->round.slot, flight->stream));
 }
 
 void moe_flight_free(rank_context *ctx, moe_flight *flight) {
@@ -268,11 +279,12 @@ void moe_meet_threads(rank_context *ctx) {
     if (ctx->threads && ctx->device == MOELINK_DEVICE_CUDA) RANK_OK(ctx, moelink_group_barrier(ctx->group));
 }
 
-void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
-                   moelink_stream stream) {
+static void run_once(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
+                     moelink_stream stream) {
     moe_flight flight;
-    rank_scene(ctx, "%s, geometry %llu, round %llu: %d tokens, top_k %d, experts %d, hidden %llu, dtype %d",
+    rank_scene(ctx, "%s, geometry %llu, round %llu%s: %d tokens, top_k %d, experts %d, hidden %llu, dtype %d",
                moelink_manager_kind_name(kind), (unsigned long long)geometry->seed, (unsigned long long)round->seed,
+               round->cached ? " again" : "",
                round->tokens[ctx->rank], geometry->top_k, geometry->experts, (unsigned long long)round->hidden, round->dtype);
     moe_flight_prepare(ctx, &flight, manager, kind, geometry, round, stream);
     moe_meet_threads(ctx);
@@ -288,6 +300,16 @@ void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const 
     RANK_OK(ctx, moelink_manager_fault(manager));
     moe_flight_free(ctx, &flight);
     rank_scene(ctx, "%s", "");
+}
+
+void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
+                   moelink_stream stream) {
+    run_once(ctx, manager, kind, geometry, round, stream);
+    if (!round->again || !round->combine) return;
+    moe_round other = *round;
+    other.cached = 1;
+    other.rows_seed = 1;
+    run_once(ctx, manager, kind, geometry, &other, stream);
 }
 
 void moe_work(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, uint64_t seed,

@@ -15,11 +15,19 @@ extern "C" {
 enum { PLAN_KINDS = 3 };
 extern const int32_t plan_kinds[PLAN_KINDS];
 
+/* The kinds, and what else their flags make of them. */
+typedef struct plan_variant {
+    int32_t kind;
+    uint32_t flags; /* MOELINK_MANAGER_F_* */
+} plan_variant;
+enum { PLAN_VARIANTS = 5 };
+extern const plan_variant plan_variants[PLAN_VARIANTS];
+
 /* Whether this machine runs so many ranks: any on the host; on GPUs 1 to 4, and 8 where there are two or more. */
 int plan_has_ranks(int32_t device, int ranks);
 
-/* Whether a kind runs with this rank's group: NCCL wants a GPU for every rank, and to be installed (else the reason is noted). */
-int plan_has_kind(rank_context *ctx, int32_t kind);
+/* Whether a variant runs with this rank's group: NCCL wants a GPU for every rank, and to be installed (else the reason is noted). */
+int plan_has_variant(rank_context *ctx, plan_variant variant);
 
 /* Options of a run on TEST_DEVICE. Ranks that are threads each want a GPU of their own, since in one process a call that waits
  * for a whole device, such as cudaFree, holds up other ranks' launches there: where there are fewer they become processes. */

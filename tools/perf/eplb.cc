@@ -53,7 +53,7 @@ const std::vector<Column> columns = {
 
 // What can be said before any rank is started.
 void check_options(const EplbOptions &options) {
-    manager_kind(options.manager);
+    manager_of(options.manager);
     policy_of(options.policy);
     dtype_of(options.dtype);
     check_writable(options.json);

@@ -184,7 +184,7 @@ private:
 
     Pair time_pair(const Topic &topic, const Map &map, const std::string &where) {
         const World world = traffic(session_, options_, topic, map);
-        Job job(session_, world, manager_kind(options_.manager), 0);
+        Job job(session_, world, manager_of(options_.manager), 0);
         job.decoy();
         const Measured measured = measure_baseline(job);
         judge(measured.chain, where);

@@ -23,7 +23,7 @@ namespace {
 
 // What can be said before any rank is started.
 void check_options(const PairOptions &options) {
-    manager_kind(options.manager);
+    manager_of(options.manager);
     provider_of(options.provider);
     check_writable(options.json);
     dtype_of(options.dtype);
@@ -38,7 +38,7 @@ void check_options(const PairOptions &options) {
     if (send.fp8 && options.weighted) {
         throw std::invalid_argument(fmt::format("--send {} goes without --weighted", send.name));
     }
-    if (send.inside && options.device == "cuda" && manager_kind(options.manager) == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) {
+    if (send.inside && manager_of(options.manager).over_nccl()) {
         throw std::invalid_argument(fmt::format("--send {}: dispatch over NCCL quantizes nothing; send fp8", send.name));
     }
     if (options.uneven && options.ranks < 2) {
@@ -64,7 +64,7 @@ int run_pair(PairOptions options, const std::string &command) {
     const auto routings = make_routings(options);
     check_options(options);
     std::vector<std::string> notes;
-    if (options.graph && (options.device == "host" || manager_kind(options.manager) == MOELINK_MANAGER_REFERENCE)) {
+    if (options.graph && (options.device == "host" || manager_of(options.manager).kind == MOELINK_MANAGER_REFERENCE)) {
         notes.push_back(options.device == "host" ? "the host device has no graphs: --graph was ignored, calls were eager"
                                                  : "the reference manager blocks the host: --graph was ignored, calls were eager");
         options.graph = false;

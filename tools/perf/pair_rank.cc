@@ -53,7 +53,7 @@ public:
 private:
     nlohmann::json run_manager() {
         announce("allocating the workspace");
-        Job job(session_, world_, manager_kind(session_.options().manager), sm_budget_);
+        Job job(session_, world_, manager_of(session_.options().manager), sm_budget_);
         job.decoy();
         if (session_.options().check) {
             announce("checking");
@@ -76,7 +76,7 @@ private:
         if (world.send.inside) {
             world.send = send_of("fp8");  // NCCL quantizes nothing
         }
-        Job job(session_, world, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, 0);
+        Job job(session_, world, gathering_baseline(session_.on_cuda()), 0);
         job.decoy();
         const Measured measured = measure_baseline(job);
         judge(measured.chain, "in the outputs of the baseline's timing run");

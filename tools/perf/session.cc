@@ -7,15 +7,30 @@
 
 namespace perf {
 
-int32_t manager_kind(const std::string &name) {
-    std::string known;
-    for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
-        if (name == moelink_manager_kind_name(kind)) {
-            return kind;
+ManagerChoice manager_of(const std::string &name) {
+    static const std::vector<std::pair<std::string, ManagerChoice>> managers = [] {
+        std::vector<std::pair<std::string, ManagerChoice>> found;
+        for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
+            const std::string kind_name = moelink_manager_kind_name(kind);
+            found.push_back({kind_name, {kind, 0}});
+            if (kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) continue;
+            found.push_back({kind_name + "-nccl", {kind, MOELINK_MANAGER_F_NCCL}});
+            found.push_back({kind_name + "-nccl-deterministic", {kind, MOELINK_MANAGER_F_NCCL | MOELINK_MANAGER_F_DETERMINISTIC}});
         }
-        known += fmt::format("{}{}", known.empty() ? "" : ", ", moelink_manager_kind_name(kind));
+        return found;
+    }();
+    std::string known;
+    for (const auto &[other, choice] : managers) {
+        if (name == other) {
+            return choice;
+        }
+        known += fmt::format("{}{}", known.empty() ? "" : ", ", other);
     }
     throw std::invalid_argument(fmt::format("unknown manager \"{}\"; choose one of {}", name, known));
+}
+
+ManagerChoice gathering_baseline(bool on_cuda) {
+    return {MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, on_cuda ? uint32_t{MOELINK_MANAGER_F_NCCL} : 0u};
 }
 
 int32_t provider_of(const std::string &name) {
@@ -118,10 +133,10 @@ bool made_by_caller(const Send &send) {
 }
 }  // namespace
 
-Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget)
+Job::Job(const Session &session, const World &world, ManagerChoice manager_choice, int sm_budget)
     : session_(session),
       world_(world),
-      kind_(kind),
+      choice_(manager_choice),
       row_bytes_(static_cast<uint64_t>(world.hidden) * static_cast<uint64_t>(world.dtype.bytes)),
       tokens_here_(static_cast<uint64_t>(world.tokens[static_cast<size_t>(session.rank())])),
       rank_tokens_(world.tokens) {
@@ -131,9 +146,10 @@ Job::Job(const Session &session, const World &world, int32_t kind, int sm_budget
         sent_bytes_.push_back(sent_scale_bytes(world.send, world.hidden));
     }
     moelink_manager *manager = nullptr;
-    must(moelink_manager_create(session.group(), kind_, nullptr, &manager), "moelink_manager_create");
+    must(moelink_manager_create(session.group(), choice_.kind, nullptr, &manager), "moelink_manager_create");
     manager_.reset(manager);
     moelink_manager_config config = MOELINK_MANAGER_CONFIG_INIT;
+    config.flags = choice_.flags;
     config.max_tokens = static_cast<int32_t>(world.most_tokens());
     config.top_k = world.topk;
     config.num_experts = world.experts;

@@ -16,8 +16,17 @@
 
 namespace perf {
 
-// MOELINK_MANAGER_* of a name such as "one-sided". Throws std::invalid_argument.
-int32_t manager_kind(const std::string &name);
+// A kind of manager, and what its flags make of it.
+struct ManagerChoice {
+    int32_t kind = 0;    // MOELINK_MANAGER_*
+    uint32_t flags = 0;  // MOELINK_MANAGER_F_*
+
+    bool over_nccl() const { return (flags & MOELINK_MANAGER_F_NCCL) != 0; }
+};
+// Of a name such as "one-sided" or "allgather-reducescatter-nccl". Throws std::invalid_argument.
+ManagerChoice manager_of(const std::string &name);
+// All-gather and reduce-scatter as they are without MoELink: NCCL's on CUDA.
+ManagerChoice gathering_baseline(bool on_cuda);
 // MOELINK_MEMORY_* of a name such as "posix-fd" or "auto". Throws std::invalid_argument.
 int32_t provider_of(const std::string &name);
 
@@ -85,7 +94,7 @@ private:
 // One token count with one routing: the manager, its workspace and the buffers.
 class Job {
 public:
-    Job(const Session &session, const World &world, int32_t kind, int sm_budget);
+    Job(const Session &session, const World &world, ManagerChoice manager, int sm_budget);
     ~Job();
     Job(const Job &) = delete;
     Job &operator=(const Job &) = delete;
@@ -93,11 +102,11 @@ public:
     const World &world() const { return world_; }
     const Session &session() const { return session_; }
     uint64_t workspace_bytes() const { return workspace_bytes_; }
-    bool gathers_all() const { return kind_ == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER; }
+    bool gathers_all() const { return choice_.kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER; }
     // NCCL adds in its own order and rounds in between.
-    bool own_rounding() const { return gathers_all() && session_.on_cuda(); }
+    bool own_rounding() const { return choice_.over_nccl() && (choice_.flags & MOELINK_MANAGER_F_DETERMINISTIC) == 0; }
     // Blocks the host, so no graph.
-    bool blocks() const { return kind_ == MOELINK_MANAGER_REFERENCE; }
+    bool blocks() const { return choice_.kind == MOELINK_MANAGER_REFERENCE; }
 
     // What dispatch reads: the tokens, [tokens, hidden], or where the caller makes FP8, [tokens, hidden] of it and then their scales.
     void *tokens() const { return inputs_.front(); }
@@ -136,7 +145,7 @@ private:
 
     const Session &session_;
     const World &world_;
-    int32_t kind_;
+    ManagerChoice choice_;
     uint64_t row_bytes_;
     std::vector<uint64_t> sent_bytes_;  // of each payload: values, and scales of FP8
     uint64_t tokens_here_;
