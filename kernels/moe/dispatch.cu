@@ -5,12 +5,14 @@
 
 namespace moelink::kernels::cuda {
 
-// dispatch_quantized.cu
-DispatchKernel quantized_dispatch_kernel(int ids_bytes, int ranks, bool few);
-
 namespace {
 
 constexpr int least_blocks = 16;  // rows to receive may be many where own tokens are few
+
+DispatchKernel choose(bool quantized, bool to_all, int ids_bytes, int ranks, bool few) {
+    if (to_all) return quantized ? quantized_to_all_dispatch_kernel(ids_bytes, ranks, few) : to_all_dispatch_kernel(ids_bytes, ranks, few);
+    return quantized ? quantized_dispatch_kernel(ids_bytes, ranks, few) : choose_dispatch<false, false>(ids_bytes, ranks, few);
+}
 
 }  // namespace
 
@@ -18,9 +20,11 @@ Result load_dispatch() {
     for (int ids_bytes : {4, 8}) {
         for (int ranks : {1, max_cuda_ranks}) {
             for (bool few : {false, true}) {
-                const Result result = load_each({address_of(choose_dispatch<false>(ids_bytes, ranks, few)),
-                                                 address_of(quantized_dispatch_kernel(ids_bytes, ranks, few))});
-                if (result != cudaSuccess) return result;
+                for (bool quantized : {false, true}) {
+                    const Result result = load_each({address_of(choose(quantized, false, ids_bytes, ranks, few)),
+                                                     address_of(choose(quantized, true, ids_bytes, ranks, few))});
+                    if (result != cudaSuccess) return result;
+                }
             }
         }
     }
@@ -30,8 +34,7 @@ Result load_dispatch() {
 Result dispatch(const DispatchParams &params, const Launch &launch) {
     const int ranks = params.workspace.ranks;
     const bool few = params.packets != 0 && params.tokens <= std::min(batch_tokens, params.workspace.dispatch_packet_rows);
-    const DispatchKernel kernel = params.quantize == quantize_none ? choose_dispatch<false>(params.ids_bytes, ranks, few)
-                                                                   : quantized_dispatch_kernel(params.ids_bytes, ranks, few);
+    const DispatchKernel kernel = choose(params.quantize != quantize_none, params.spread != spread_owners, params.ids_bytes, ranks, few);
     return launch_kernel(kernel, params, launch, std::max(least_blocks, 4 * launch.tokens));
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common/packets.cuh"
+#include "moe/dispatch_kernels.hpp"
 #include "moe/routing.cuh"
 #include "quant/block.cuh"
 
@@ -56,10 +57,10 @@ struct RoutingLane {
     float weight = 0.0f;
     int32_t owner;
 
-    template <class Id>
+    template <class Id, bool to_all>
     static __device__ __forceinline__ RoutingLane read(const DispatchParams &params, int64_t token, int lane) {
         RoutingLane routing;
-        if (lane < params.workspace.top_k && params.spread != spread_no_routing) {
+        if (lane < params.workspace.top_k && spread_of<to_all>(params) != spread_no_routing) {
             routing.id = read_id<Id>(params, token, lane);
             if (params.weights != nullptr) routing.weight = params.weights[token * params.workspace.top_k + lane];
         }
@@ -90,9 +91,10 @@ __device__ __noinline__ void keep_token_of_all(const Workspace &ws, int64_t toke
 }
 
 // What combine, and a dispatch that repeats the routing, must know of our own token.
+template <bool to_all>
 __device__ __forceinline__ void keep_token(const DispatchParams &params, int64_t token, int lane, const RoutingLane &routing, const Sendings &to) {
     const Workspace &ws = params.workspace;
-    if (params.spread == spread_no_routing) {
+    if (spread_of<to_all>(params) == spread_no_routing) {
         keep_token_of_all(ws, token, lane);
         return;
     }
@@ -122,20 +124,20 @@ __device__ __forceinline__ void keep_token(const DispatchParams &params, int64_t
 // --- rows into planes ---------------------------------------------------------------------------------------------------------
 
 // One token a warp.
-template <class Id>
+template <class Id, bool to_all>
 __device__ void send_routing(const DispatchParams &params, int64_t begin, int tokens, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32;
     for (int local = threadIdx.x / 32; local < tokens; local += block_threads / 32) {
         const int64_t token = begin + local;
-        const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
-        const Sendings sendings(params, shared.routes, local, token);
+        const RoutingLane routing = RoutingLane::read<Id, to_all>(params, token, lane);
+        const Sendings sendings(spread_of<to_all>(params), params, shared.routes, local, token);
         for (int j = 0; j < sendings.count(); ++j) {
             const Destination to = sendings.at(j);
             store_routing(ws, shared.peers[to.rank], row_of(ws, ws.rank, to.slot), lane, routing.id_for(to.rank, params.invalid_id), routing.weight,
                           params.weights != nullptr, {static_cast<int32_t>(token), sendings.distinct(j)});
         }
-        keep_token(params, token, lane, routing, sendings);
+        keep_token<to_all>(params, token, lane, routing, sendings);
     }
 }
 
@@ -152,6 +154,7 @@ struct FirstRows {
 };
 
 // The rows of one payload: read once, stored once for every rank that they go to.
+template <bool to_all>
 __device__ __forceinline__ void send_payload(const DispatchParams &params, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready,
                                              const Shared &shared) {
     const Workspace &ws = params.workspace;
@@ -160,7 +163,7 @@ __device__ __forceinline__ void send_payload(const DispatchParams &params, const
         using V = decltype(vector);
         const int64_t count = static_cast<int64_t>(payload.row_bytes / sizeof(V));
         for (int local = teams.team; local < tokens; local += teams.count) {
-            const Sendings sendings(params, shared.routes, local, begin + local);
+            const Sendings sendings(spread_of<to_all>(params), params, shared.routes, local, begin + local);
             if (sendings.count() == 0) continue;
             const unsigned char *from = payload.source + static_cast<uint64_t>(begin + local) * payload.source_stride;
             for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * unroll) {
@@ -182,6 +185,7 @@ __device__ __forceinline__ void send_payload(const DispatchParams &params, const
 }
 
 // Payload 0 as FP8, and its scales as payload 1.
+template <bool to_all>
 __device__ __forceinline__ void send_quantized(const DispatchParams &params, int64_t begin, int tokens, const Shared &shared) {
     constexpr int ahead = 2;
     const Workspace &ws = params.workspace;
@@ -189,7 +193,7 @@ __device__ __forceinline__ void send_quantized(const DispatchParams &params, int
     const Teams teams(tokens);
     const int64_t count = static_cast<int64_t>(values.row_bytes / 16);
     for (int local = teams.team; local < tokens; local += teams.count) {
-        const Sendings sendings(params, shared.routes, local, begin + local);
+        const Sendings sendings(spread_of<to_all>(params), params, shared.routes, local, begin + local);
         const unsigned char *from = values.source + static_cast<uint64_t>(begin + local) * values.source_stride;
         for (int64_t first = teams.lane; first < count; first += int64_t{teams.width} * ahead) {
             BlockPart part[ahead];
@@ -356,7 +360,7 @@ struct FirstTile {
 };
 
 // The rows of a batch of tokens.
-template <class Id, bool quantized>
+template <class Id, bool quantized, bool to_all>
 __device__ __forceinline__ void send_packets(const DispatchParams &params, int64_t begin, int tokens, const FirstTile<quantized> &first, WarpShare share,
                                              const Shared &shared) {
     const Workspace &ws = params.workspace;
@@ -370,9 +374,9 @@ __device__ __forceinline__ void send_packets(const DispatchParams &params, int64
         } else {
             cargo.load(params, at, token, lane);
         }
-        const Sendings sendings(params, shared.routes, at.row, token);
+        const Sendings sendings(spread_of<to_all>(params), params, shared.routes, at.row, token);
         if (at.payload == params.payload_count) {
-            const RoutingLane routing = RoutingLane::read<Id>(params, token, lane);
+            const RoutingLane routing = RoutingLane::read<Id, to_all>(params, token, lane);
             for (int j = 0; j < sendings.count(); ++j) {
                 const Destination to = sendings.at(j);
                 const int32_t id = routing.id_for(to.rank, params.invalid_id), distinct = sendings.distinct(j);
@@ -385,7 +389,7 @@ __device__ __forceinline__ void send_packets(const DispatchParams &params, int64
                                  {{static_cast<uint32_t>(id), __float_as_uint(routing.weight), origin}, shared.epoch});
                 }
             }
-            keep_token(params, token, lane, routing, sendings);
+            keep_token<to_all>(params, token, lane, routing, sendings);
             return;
         }
         cargo.quantize(params, at);
@@ -565,7 +569,7 @@ __device__ __noinline__ void copy_out(const DispatchParams &params, int receiver
 }
 
 // Sends the rows of a block's tokens, batch by batch. The first batch is found already.
-template <class Id, int Words, bool quantized>
+template <class Id, int Words, bool quantized, bool to_all>
 __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<false> &blocks, int32_t all, int64_t begin, int64_t end, const FirstTile<quantized> &first_tile, const FirstRows &first_rows,
                                      Shared &shared) {
     const Workspace &ws = params.workspace;
@@ -573,23 +577,23 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
     do {
         const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
         if (first > begin) {
-            if (params.spread != spread_no_routing) find_batch<Id, Words>(params, first, count, shared.routes);
+            if (spread_of<to_all>(params) != spread_no_routing) find_batch<Id, Words>(params, first, count, shared.routes);
             __syncthreads();
         }
-        number_batch<Words>(params.spread, ws.ranks, first, count, shared.routes);
+        number_batch<Words>(spread_of<to_all>(params), ws.ranks, first, count, shared.routes);
         __syncthreads();
         advance(ws.ranks, shared.routes);
         if (blocks.announces() && first + count == end) announce(params, all, blocks.packets, shared);
         if (blocks.packets) {
-            send_packets<Id, quantized>(params, first, count, first_tile, blocks.together ? WarpShare(blockIdx.x, gridDim.x) : WarpShare(0, 1), shared);
+            send_packets<Id, quantized, to_all>(params, first, count, first_tile, blocks.together ? WarpShare(blockIdx.x, gridDim.x) : WarpShare(0, 1), shared);
         } else {
-            send_routing<Id>(params, first, count, shared);  // first, because few warps have it to do
+            send_routing<Id, to_all>(params, first, count, shared);  // first, because few warps have it to do
 #pragma unroll 1
             for (int p = 0; p < params.payload_count; ++p) {
                 if (quantized && p <= 1) {
-                    if (p == 0) send_quantized(params, first, count, shared);
+                    if (p == 0) send_quantized<to_all>(params, first, count, shared);
                 } else if (params.payloads[p].row_bytes > 0) {
-                    send_payload(params, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
+                    send_payload<to_all>(params, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
                 }
             }
         }
@@ -600,19 +604,19 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
 }
 
 // The same of tokens that every block routes.
-template <class Id, int Words, bool quantized>
+template <class Id, int Words, bool quantized, bool to_all>
 __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, const FirstTile<quantized> &first_tile,
                                      const FirstRows &, Shared &shared) {
-    number_batch<Words>(params.spread, params.workspace.ranks, 0, all, shared.routes);
+    number_batch<Words>(spread_of<to_all>(params), params.workspace.ranks, 0, all, shared.routes);
     __syncthreads();
     advance(params.workspace.ranks, shared.routes);
     if (blocks.announces()) announce(params, all, true, shared);
-    send_packets<Id, quantized>(params, 0, all, first_tile, WarpShare(blockIdx.x, gridDim.x), shared);
+    send_packets<Id, quantized, to_all>(params, 0, all, first_tile, WarpShare(blockIdx.x, gridDim.x), shared);
 }
 
 // `few`: the tokens of this rank are so few that every block routes all, and go as packets. A kernel of its own, because what a small
 // batch takes is mostly fetching instructions.
-template <class Id, int Words, bool few, bool quantized>
+template <class Id, int Words, bool few, bool quantized, bool to_all>
 __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid_constant__ DispatchParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
@@ -639,10 +643,10 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
         first_rows.load(params.payloads[0], begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)));
     }
     if (blocks.sends()) {
-        if (params.spread != spread_no_routing) {
+        if (spread_of<to_all>(params) != spread_no_routing) {
             find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
         }
-        if (!few && begin > 0 && params.spread == spread_owners) {
+        if (!few && begin > 0 && spread_of<to_all>(params) == spread_owners) {
             count_before<Id, Words>(params, begin, shared.routes);
         } else if (threadIdx.x < ws.ranks) {
             shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = static_cast<int32_t>(begin);
@@ -652,11 +656,11 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (threadIdx.x == block_threads - 1) shared.epoch = epoch;
     if (__syncthreads_or(fault)) return;
     if (blocks.sends()) {
-        if (!few && begin > 0 && params.spread == spread_owners) {
+        if (!few && begin > 0 && spread_of<to_all>(params) == spread_owners) {
             sum_before(ws.ranks, shared.routes);
             __syncthreads();
         }
-        send<Id, Words, quantized>(params, blocks, tokens, begin, end, first_tile, first_rows, shared);
+        send<Id, Words, quantized, to_all>(params, blocks, tokens, begin, end, first_tile, first_rows, shared);
     }
     if (blocks.receiver < 0) return;
 
@@ -670,17 +674,15 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (copies) copy_out(params, blocks.receiver, blocks.receivers, shared);
 }
 
-using DispatchKernel = void (*)(DispatchParams);
-
-template <class Id, bool quantized>
+template <class Id, bool quantized, bool to_all>
 DispatchKernel choose_dispatch(int ranks, bool few) {
-    if (few) return ranks <= 32 ? &dispatch_kernel<Id, 1, true, quantized> : &dispatch_kernel<Id, 4, true, quantized>;
-    return ranks <= 32 ? &dispatch_kernel<Id, 1, false, quantized> : &dispatch_kernel<Id, 4, false, quantized>;
+    if (few) return ranks <= 32 ? &dispatch_kernel<Id, 1, true, quantized, to_all> : &dispatch_kernel<Id, 4, true, quantized, to_all>;
+    return ranks <= 32 ? &dispatch_kernel<Id, 1, false, quantized, to_all> : &dispatch_kernel<Id, 4, false, quantized, to_all>;
 }
 
-template <bool quantized>
+template <bool quantized, bool to_all>
 DispatchKernel choose_dispatch(int ids_bytes, int ranks, bool few) {
-    return ids_bytes == 8 ? choose_dispatch<int64_t, quantized>(ranks, few) : choose_dispatch<int32_t, quantized>(ranks, few);
+    return ids_bytes == 8 ? choose_dispatch<int64_t, quantized, to_all>(ranks, few) : choose_dispatch<int32_t, quantized, to_all>(ranks, few);
 }
 
 }  // namespace

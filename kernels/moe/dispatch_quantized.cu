@@ -3,6 +3,6 @@
 
 namespace moelink::kernels::cuda {
 
-DispatchKernel quantized_dispatch_kernel(int ids_bytes, int ranks, bool few) { return choose_dispatch<true>(ids_bytes, ranks, few); }
+DispatchKernel quantized_dispatch_kernel(int ids_bytes, int ranks, bool few) { return choose_dispatch<true, false>(ids_bytes, ranks, few); }
 
 }  // namespace moelink::kernels::cuda

@@ -165,11 +165,17 @@ __device__ __forceinline__ void number_batch(Spread spread, int ranks, int64_t b
     if (local < tokens) routes.distinct[local] = distinct;
 }
 
+// What kernels for owners alone know early.
+template <bool to_all>
+__device__ __forceinline__ Spread spread_of(const DispatchParams &params) {
+    return to_all ? params.spread : spread_owners;
+}
+
 // Where the row of one token of a batch goes.
 class Sendings {
 public:
-    __device__ __forceinline__ Sendings(const DispatchParams &params, const Routes &routes, int local, int64_t token)
-        : spread_(params.spread), sets_(routes.sets[local]), to_(routes.to[local]), token_(static_cast<int32_t>(token)),
+    __device__ __forceinline__ Sendings(Spread spread, const DispatchParams &params, const Routes &routes, int local, int64_t token)
+        : spread_(spread), sets_(routes.sets[local]), to_(routes.to[local]), token_(static_cast<int32_t>(token)),
           count_(spread_ == spread_owners ? routes.distinct[local] : params.workspace.ranks),
           owners_(spread_ == spread_no_routing ? 0 : routes.distinct[local]) {}
 
