@@ -168,6 +168,9 @@ bool enough(const std::vector<Point> &points) {
     return points.size() >= least_fit_points && token_counts(points).size() >= 2;
 }
 
+// Part of the points, for a line of its own: of two batch sizes close together the noise would be the rate.
+bool enough_for_part(const std::vector<Point> &points) { return enough(points) && token_counts(points).size() >= 3; }
+
 // Schwarz's criterion ("Estimating the dimension of a model", 1978): what a better fit must be worth.
 double criterion(double mean_square_error, size_t points, int parameters) {
     const auto n = static_cast<double>(points);
@@ -197,7 +200,7 @@ Fit fit_points(const std::vector<Point> &points, const std::string &what, double
         for (const Point &point : points) {
             (point.work.tokens <= tokens ? few : many).push_back(point);
         }
-        if (!enough(few) || !enough(many)) {
+        if (!enough_for_part(few) || !enough_for_part(many)) {
             continue;
         }
         const Fit fit{fit_line(few, least_us_a_crossed_byte), fit_line(many, least_us_a_crossed_byte), tokens};
