@@ -119,6 +119,25 @@ MOELINK_API const char *moelink_manager_kind_name(int32_t kind);
  *  Errors: INVALID_ARGUMENT for a kind or device that does not exist, TOO_SMALL. */
 MOELINK_API moelink_status moelink_manager_kind_describe(int32_t kind, int32_t device, char *text, uint64_t bytes);
 
+/** What stands here for a value of vLLM's --all2all-backend. Start from MOELINK_ALL2ALL_BACKEND_INIT. */
+typedef struct moelink_all2all_backend {
+    uint32_t struct_size;
+    int32_t kind;       /**< MOELINK_MANAGER_* */
+    int32_t layout;     /**< MOELINK_LAYOUT_* in which that back end hands rows to experts */
+    int32_t same;       /**< 1: the kind does what that back end does, in its way; 0: it stands in for it, and reason says why */
+    const char *name;   /**< the value; static storage */
+    const char *reason; /**< one line, "" when same; static storage */
+} moelink_all2all_backend;
+#define MOELINK_ALL2ALL_BACKEND_INIT {(uint32_t)sizeof(moelink_all2all_backend), 0, 0, 0, 0, 0}
+/** Local, never fails. Threads: any. */
+MOELINK_API void moelink_all2all_backend_init(moelink_all2all_backend *backend);
+
+/** The kind and layout for a value such as "deepep_low_latency". Local. Threads: any. Errors: INVALID_ARGUMENT (the text lists the values). */
+MOELINK_API moelink_status moelink_all2all_backend_find(const char *name, moelink_all2all_backend *out);
+
+/** The index-th value, from 0. Local. Threads: any. Errors: INVALID_ARGUMENT at the end. */
+MOELINK_API moelink_status moelink_all2all_backend_at(int32_t index, moelink_all2all_backend *out);
+
 /** Makes a manager over an EP group: state CREATED. mapping may be NULL; when given, dp * pcp * tp must be the group's size and
  *  mapping->rank this rank, which catches a data-parallel group passed for the expert-parallel one. *out is the caller's and
  *  keeps the group alive. Local. Errors: INVALID_ARGUMENT (the text names both sizes), UNSUPPORTED, NO_DRIVER. */
@@ -181,6 +200,9 @@ enum moelink_layout {
      *  expert_counts[e] are undefined. */
     MOELINK_LAYOUT_EXPERT_PADDED = 3
 };
+
+/** Name of a layout, such as "expert-major"; "unknown" for others. Static storage. Local, never fails. Threads: any. */
+MOELINK_API const char *moelink_layout_name(int32_t layout);
 
 enum moelink_dispatch_flags {
     /** The slot's last dispatch is done again for other payloads: its tokens, topk_ids, weights, layout and invalid_id. num_tokens is

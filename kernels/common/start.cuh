@@ -7,6 +7,9 @@
 
 namespace moelink::kernels::cuda {
 
+// Blocks for a rank's tokens, and for as many rows of other ranks as may come where its own tokens are few.
+inline int blocks_wanted(int least, int32_t capacity, int32_t tokens) { return std::max(least + capacity / 4, 4 * tokens); }
+
 // As many blocks as are wanted and allowed.
 template <class Params>
 Result launch_kernel(void (*kernel)(Params), const Params &params, const Launch &launch, int wanted) {

@@ -11,7 +11,7 @@ namespace moelink::kernels::cuda {
 
 namespace {
 
-constexpr int least_blocks = 32;   // rows to push may be many where own tokens are few
+constexpr int least_blocks = 32;
 constexpr int most_teams = 4;
 constexpr int few_tokens = 128;    // so few that a warp waits for hardly more than one tile
 
@@ -65,29 +65,51 @@ __device__ __forceinline__ int32_t most_rows(const Workspace &ws, bool packets, 
     return most;
 }
 
-// Rows in turn from all sources, so that the first tokens of every rank are whole first; packets likewise.
-__device__ void push_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
-    const Workspace &ws = params.workspace;
-    const int others = ws.ranks - 1;
-    const int64_t end = int64_t{most_rows(ws, false, shared)} * others;
-    const RowTeams teams(end, blocks);
-    for (int64_t item = int64_t{teams.team} * blocks + block; item < end; item += int64_t{blocks} * teams.count) {
-        const int32_t source = other_at(ws, static_cast<int32_t>(item % others));
-        const int64_t row = item / others;
+// A received row and its place in its owner's plane.
+struct PushedRow {
+    int32_t source;
+    int64_t row;
+    uint64_t place;
+    bool goes;  // into the plane
+
+    __device__ PushedRow(const Workspace &ws, int64_t item, const Shared &shared) {
+        const int others = ws.ranks - 1;
+        source = other_at(ws, static_cast<int32_t>(item % others));
+        row = item / others;
         const uint32_t count = shared.counts[source];
-        if ((count & packets_back_bit) != 0 || row >= rows_in(count)) continue;
+        goes = (count & packets_back_bit) == 0 && row < rows_in(count);
+        if (!goes) return;
         const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
-        if (origin.distinct < 0) continue;
-        const uint64_t place = place_of(ws, origin.token, origin.distinct);
-        copy_row(teams.width, teams.lane, input_row(params, source, row), shared.peers[source] + ws.layout.combine + place * params.row_bytes,
-                 params.row_bytes, params.push_width);
-        teams.sync();
-        if (teams.lane == 0) {
-            stagger();
-            fence<Site::combine_push>();
-            stagger();
-            store_relaxed(part<uint32_t>(shared.peers[source], ws.layout.arrived) + place, shared.epoch);
+        place = place_of(ws, origin.token, origin.distinct);
+        goes = origin.distinct >= 0;
+    }
+};
+
+// Rows in turn from all sources, so that the first tokens of every rank are whole first; packets likewise. Where few blocks have many
+// rows, one fence stands for several: what it waits for is the way to the owner and back, which more blocks hide from each other.
+__device__ void push_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
+    constexpr int rows_a_fence = 4, few_blocks = 24;
+    const Workspace &ws = params.workspace;
+    const int64_t end = int64_t{most_rows(ws, false, shared)} * (ws.ranks - 1);
+    const RowTeams teams(end, blocks);
+    const int64_t stride = int64_t{blocks} * teams.count;
+    const int group = blocks <= few_blocks && end > 2 * rows_a_fence * stride ? rows_a_fence : 1;
+    for (int64_t first = int64_t{teams.team} * blocks + block; first < end; first += stride * group) {
+        for (int64_t item = first; item < min(end, first + stride * group); item += stride) {
+            const PushedRow pushed(ws, item, shared);
+            if (!pushed.goes) continue;
+            copy_row(teams.width, teams.lane, input_row(params, pushed.source, pushed.row),
+                     shared.peers[pushed.source] + ws.layout.combine + pushed.place * params.row_bytes, params.row_bytes, params.push_width);
         }
+        teams.sync();
+        const int64_t item = first + teams.lane * stride;
+        if (teams.lane >= group || item >= end) continue;
+        const PushedRow pushed(ws, item, shared);
+        if (!pushed.goes) continue;
+        stagger();
+        fence<Site::combine_push>();
+        stagger();
+        store_relaxed(part<uint32_t>(shared.peers[pushed.source], ws.layout.arrived) + pushed.place, shared.epoch);
     }
 }
 
@@ -375,7 +397,8 @@ Result load_combine() {
 
 Result combine(const CombineParams &params, const Launch &launch) {
     const bool few = launch.tokens <= std::min(few_tokens, params.workspace.combine_packet_rows) && params.row_bytes % 16 == 0;
-    return launch_kernel(few ? choose<true>(params.value_type) : choose<false>(params.value_type), params, launch, std::max(least_blocks, 4 * launch.tokens));
+    return launch_kernel(few ? choose<true>(params.value_type) : choose<false>(params.value_type), params, launch,
+                         blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

@@ -7,7 +7,7 @@ namespace moelink::kernels::cuda {
 
 namespace {
 
-constexpr int least_blocks = 16;  // rows to receive may be many where own tokens are few
+constexpr int least_blocks = 16;
 
 DispatchKernel choose(bool quantized, bool to_all, int ids_bytes, int ranks, bool few) {
     if (to_all) return quantized ? quantized_to_all_dispatch_kernel(ids_bytes, ranks, few) : to_all_dispatch_kernel(ids_bytes, ranks, few);
@@ -35,7 +35,7 @@ Result dispatch(const DispatchParams &params, const Launch &launch) {
     const int ranks = params.workspace.ranks;
     const bool few = params.packets != 0 && params.tokens <= std::min(batch_tokens, params.workspace.dispatch_packet_rows);
     const DispatchKernel kernel = choose(params.quantize != quantize_none, params.spread != spread_owners, params.ids_bytes, ranks, few);
-    return launch_kernel(kernel, params, launch, std::max(least_blocks, 4 * launch.tokens));
+    return launch_kernel(kernel, params, launch, blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens));
 }
 
 }  // namespace moelink::kernels::cuda

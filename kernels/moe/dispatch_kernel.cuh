@@ -153,11 +153,19 @@ struct FirstRows {
     }
 };
 
+// Whether rows that stay here go where the caller wants them at once, and not by way of the plane.
+__device__ __forceinline__ bool own_rows_go_out(const DispatchParams &params, int p) {
+    const Payload &payload = params.payloads[p];
+    return payload.output != nullptr && payload.output_width >= payload.width && (params.quantize == quantize_none || p > 1);
+}
+
 // The rows of one payload: read once, stored once for every rank that they go to.
 template <bool to_all>
-__device__ __forceinline__ void send_payload(const DispatchParams &params, const Payload &payload, int64_t begin, int tokens, const FirstRows *ready,
+__device__ __forceinline__ void send_payload(const DispatchParams &params, int p, int64_t begin, int tokens, const FirstRows *ready,
                                              const Shared &shared) {
     const Workspace &ws = params.workspace;
+    const Payload &payload = params.payloads[p];
+    const bool own_go_out = own_rows_go_out(params, p);
     const Teams teams(tokens);
     with_width(payload.width, [=, &params, &ws, &payload, &shared](auto vector) {
         using V = decltype(vector);
@@ -176,8 +184,10 @@ __device__ __forceinline__ void send_payload(const DispatchParams &params, const
                 if (!loaded) batch.load(from, first, count, teams.width);
                 for (int j = 0; j < sendings.count(); ++j) {
                     const Destination to = sendings.at(j);
-                    batch.store(shared.peers[to.rank] + payload.plane + static_cast<uint64_t>(row_of(ws, ws.rank, to.slot)) * payload.plane_stride,
-                                first, count, teams.width);
+                    const auto row = static_cast<uint64_t>(row_of(ws, ws.rank, to.slot));
+                    unsigned char *target = own_go_out && to.rank == ws.rank ? payload.output + row * payload.output_stride
+                                                                             : shared.peers[to.rank] + payload.plane + row * payload.plane_stride;
+                    batch.store(target, first, count, teams.width);
                 }
             }
         }
@@ -556,7 +566,7 @@ __device__ __noinline__ void copy_out(const DispatchParams &params, int receiver
         if (payload.row_bytes == 0 || payload.output == nullptr) continue;
         const int32_t width = min(payload.width, payload.output_width);
         for (int32_t source = 0; source < ws.ranks; ++source) {
-            if ((shared.counts[source] & packets_bit) != 0) continue;
+            if ((shared.counts[source] & packets_bit) != 0 || (source == ws.rank && own_rows_go_out(params, p))) continue;
             const int64_t rows = rows_in(shared.counts[source]);
             const Teams teams((rows + receivers - 1) / receivers);
             for (int64_t row = int64_t{receiver} * teams.count + teams.team; row < rows; row += int64_t{receivers} * teams.count) {
@@ -593,7 +603,7 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
                 if (quantized && p <= 1) {
                     if (p == 0) send_quantized<to_all>(params, first, count, shared);
                 } else if (params.payloads[p].row_bytes > 0) {
-                    send_payload<to_all>(params, params.payloads[p], first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
+                    send_payload<to_all>(params, p, first, count, p == 0 && first == begin ? &first_rows : nullptr, shared);
                 }
             }
         }

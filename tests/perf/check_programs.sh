@@ -16,7 +16,7 @@ import json, sys
 link, info = (json.load(open(path)) for path in sys.argv[1:])
 figures = link["host"]["figures"]
 assert figures, "link measured nothing"
-missing = {"version", "devices", "peers", "libraries", "providers", "managers"} - set(info)
+missing = {"version", "devices", "peers", "libraries", "providers", "managers", "all2all_backends"} - set(info)
 assert not missing, f"moelink-info --json lacks {missing}"
 assert any("host-shm" in json.dumps(row) for row in (info["providers"] if isinstance(info["providers"], list) else [info["providers"]]))
 PYTHON

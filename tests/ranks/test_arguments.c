@@ -111,6 +111,7 @@ static void test_init_functions_equal_macros(void **state) {
     CHECK_INIT(moelink_manager_sizes, moelink_manager_sizes_init, MOELINK_MANAGER_SIZES_INIT);
     CHECK_INIT(moelink_dispatch_args, moelink_dispatch_args_init, MOELINK_DISPATCH_ARGS_INIT);
     CHECK_INIT(moelink_dispatched, moelink_dispatched_init, MOELINK_DISPATCHED_INIT);
+    CHECK_INIT(moelink_all2all_backend, moelink_all2all_backend_init, MOELINK_ALL2ALL_BACKEND_INIT);
     CHECK_INIT(moelink_combine_args, moelink_combine_args_init, MOELINK_COMBINE_ARGS_INIT);
     CHECK_INIT(moelink_eplb_route_args, moelink_eplb_route_args_init, MOELINK_EPLB_ROUTE_ARGS_INIT);
     CHECK_INIT(moelink_eplb_load_report, moelink_eplb_load_report_init, MOELINK_EPLB_LOAD_REPORT_INIT);
@@ -516,6 +517,8 @@ static void test_null_manager(void **state) {
     REFUSED(moelink_dispatch(manager, &args, NULL, NULL));
     REFUSED(moelink_combine(NULL, &combine, NULL));
     REFUSED(moelink_combine(manager, NULL, NULL));
+    REFUSED(moelink_dispatch_receive(NULL, 0, NULL));
+    REFUSED(moelink_combine_receive(NULL, 0, NULL));
     moelink_manager_destroy(NULL);
     assert_int_equal(moelink_manager_state_of(manager, &number, &generation), MOELINK_OK);
     assert_int_equal(number, MOELINK_STATE_READY);
@@ -527,6 +530,31 @@ static void test_null_manager(void **state) {
     moelink_manager_destroy(made);
 }
 
+static void test_all2all_backends(void **state) {
+    (void)state;
+    moelink_all2all_backend row = MOELINK_ALL2ALL_BACKEND_INIT, found = MOELINK_ALL2ALL_BACKEND_INIT;
+    REFUSED(moelink_all2all_backend_find(NULL, &row));
+    REFUSED(moelink_all2all_backend_find("allgather_reducescatter", NULL));
+    REFUSED(moelink_all2all_backend_at(-1, &row));
+    REFUSED(moelink_all2all_backend_at(1 << 20, &row));
+    REFUSED(moelink_all2all_backend_find("deepep", &row));
+    assert_non_null(strstr(moelink_last_error(), "deepep_low_latency"));
+    int32_t count = 0;
+    for (; moelink_all2all_backend_at(count, &row) == MOELINK_OK; ++count) {
+        assert_int_equal(moelink_all2all_backend_find(row.name, &found), MOELINK_OK);
+        assert_memory_equal(&row, &found, sizeof(row));
+        assert_string_not_equal(moelink_layout_name(row.layout), "unknown");
+        assert_string_not_equal(moelink_manager_kind_name(row.kind), "unknown");
+        assert_int_equal(row.same != 0, row.reason[0] == 0);
+    }
+    assert_in_range(count, 11, 100);
+    assert_int_equal(moelink_all2all_backend_find("flashinfer_nvlink_one_sided", &row), MOELINK_OK);
+    assert_int_equal(row.kind, MOELINK_MANAGER_ONE_SIDED);
+    assert_int_equal(moelink_all2all_backend_find("deepep_low_latency", &row), MOELINK_OK);
+    assert_int_equal(row.layout, MOELINK_LAYOUT_EXPERT_PADDED);
+    assert_string_equal(moelink_layout_name(4), "unknown");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_init_functions_equal_macros),
@@ -536,6 +564,7 @@ int main(void) {
         cmocka_unit_test(test_null_group),
         cmocka_unit_test(test_null_memory),
         cmocka_unit_test(test_null_manager),
+        cmocka_unit_test(test_all2all_backends),
     };
     return cmocka_run_group_tests_name("arguments", tests, make_objects, drop_objects);
 }

@@ -95,14 +95,19 @@ void print_all(const json &document) {
         fmt::print("  {:<26} {:<5} {:<4} {}\n", text_of(manager["kind"]), text_of(manager["device"]),
                    manager["usable"].get<bool>() ? "yes" : "no", text_of(manager["text"]));
     }
+    fmt::print("\nWhat stands for vLLM's --all2all-backend\n");
+    for (const json &backend : document["all2all_backends"]) {
+        fmt::print("  {:<28} {:<26} {:<14} {}\n", text_of(backend["name"]), text_of(backend["manager"]), text_of(backend["layout"]),
+                   backend["same"].get<bool>() ? "the same" : text_of(backend["reason"]));
+    }
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
-    CLI::App app("Shows what MoELink finds on this machine: version, GPUs, peer access, libraries, memory providers, managers.");
+    CLI::App app("Shows what MoELink finds on this machine: version, GPUs, peer access, libraries, memory providers, managers, and what stands for other libraries' back ends.");
     bool as_json = false;
-    app.add_flag("--json", as_json, "one JSON document with the keys version, devices, peers, libraries, providers, managers");
+    app.add_flag("--json", as_json, "one JSON document with the keys version, devices, peers, libraries, providers, managers, all2all_backends");
     app.set_version_flag("--version", moelink_version_string());
     app.footer(examples);
     try {

@@ -78,6 +78,19 @@ json managers() {
     return kinds;
 }
 
+json backends() {
+    json found = json::array();
+    moelink_all2all_backend backend = MOELINK_ALL2ALL_BACKEND_INIT;
+    for (int32_t index = 0; moelink_all2all_backend_at(index, &backend) == MOELINK_OK; ++index) {
+        found.push_back({{"name", backend.name},
+                         {"manager", moelink_manager_kind_name(backend.kind)},
+                         {"layout", moelink_layout_name(backend.layout)},
+                         {"same", backend.same != 0},
+                         {"reason", backend.reason}});
+    }
+    return found;
+}
+
 // What one rank of the trial saw.
 struct Trial {
     moelink_status status = MOELINK_OK;
@@ -170,6 +183,7 @@ json survey() {
         document["providers"].push_back(providers(MOELINK_DEVICE_CUDA, gpus));
     }
     document["managers"] = managers();
+    document["all2all_backends"] = backends();
     return document;
 }
 
