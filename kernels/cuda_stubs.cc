@@ -1,5 +1,5 @@
 // Stands in for the CUDA kernels in a build without CUDA. The library refuses CUDA groups before any of these is reached.
-#include "launch.hpp"
+#include "arrange.hpp"
 
 namespace moelink::kernels::cuda {
 
@@ -15,6 +15,10 @@ Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }
 Result mask_ids(const MaskIds &, CUstream_st *) { return not_built; }
 Result copy_rows(const CopyRows &, CUstream_st *) { return not_built; }
 Result add_planes(const AddPlanes &, CUstream_st *) { return not_built; }
+Result arrange(const ArrangeParams &, CUstream_st *) { return not_built; }
+Result gather_experts(const GatherExperts &, CUstream_st *) { return not_built; }
+Result unpack(const Unpack &, CUstream_st *) { return not_built; }
+Result count_loads(const CountLoads &, CUstream_st *) { return not_built; }
 Result route(const RouteParams &, CUstream_st *) { return not_built; }
 Result record_load(const RecordParams &, CUstream_st *) { return not_built; }
 Result sum_load(const SumParams &, CUstream_st *) { return not_built; }

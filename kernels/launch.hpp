@@ -89,7 +89,7 @@ struct Filled {
 };
 
 // What kernels find wrong, and what outlives a workspace: see Anchor.
-enum FaultCode : uint32_t { fault_none = 0, fault_timeout = 1, fault_mismatch = 2, fault_peer = 3, fault_pairing = 4 };
+enum FaultCode : uint32_t { fault_none = 0, fault_timeout = 1, fault_mismatch = 2, fault_peer = 3, fault_pairing = 4, fault_overflow = 5 };
 enum Phase : uint32_t { phase_dispatch = 1, phase_combine = 2 };
 
 struct Fault {

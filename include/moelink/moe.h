@@ -49,7 +49,10 @@ enum moelink_manager_flags {
     MOELINK_MANAGER_F_NCCL = 4,    /**< ALLGATHER_REDUCESCATTER on CUDA: NCCL even where the ranks have symmetric memory. The same on every rank */
     /** Each dispatch gives a buffer for each payload it sends: TWO_SIDED then allocates no memory that grows with tokens for received
      *  payloads. The same on every rank */
-    MOELINK_MANAGER_F_NO_VIEWS = 8
+    MOELINK_MANAGER_F_NO_VIEWS = 8,
+    /** RANK_MAJOR dispatches too write their counts for moelink_dispatch_counts, which costs a launch; other layouts always do. The same on
+     *  every rank */
+    MOELINK_MANAGER_F_COUNTS = 16
 };
 
 enum moelink_moe_limits {

@@ -41,7 +41,9 @@ moelink_status moelink_manager_query(const moelink_group *group, int32_t kind, c
         std::string why;
         moelink_status status = row->available(group->object->device(), &why);
         if (status != MOELINK_OK) fail(status, "{}: {}", row->name, why);
-        write_output(out, row->query(*group->object, checked), "out");
+        moelink_manager_sizes sizes = row->query(*group->object, checked);
+        add_layout_sizes(sizes, checked, *group->object);
+        write_output(out, sizes, "out");
     });
 }
 
@@ -96,6 +98,14 @@ moelink_status moelink_dispatch(moelink_manager *manager, const moelink_dispatch
 
 moelink_status moelink_dispatch_receive(moelink_manager *manager, int32_t slot, moelink_stream stream) {
     return on_manager("moelink_dispatch_receive", manager, [&](Manager &object) { object.receive_dispatch(slot, stream); });
+}
+
+moelink_status moelink_dispatch_counts(moelink_manager *manager, int32_t slot, uint64_t timeout_ns, int64_t *out_rank_rows,
+                                       int64_t *out_expert_rows, int64_t *out_rows) {
+    return on_manager("moelink_dispatch_counts", manager, [&](Manager &object) {
+        not_null(out_rows, "out_rows");
+        object.counts(slot, timeout_ns, out_rank_rows, out_expert_rows, out_rows);
+    });
 }
 
 moelink_status moelink_combine_receive(moelink_manager *manager, int32_t slot, moelink_stream stream) {

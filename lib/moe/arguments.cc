@@ -39,6 +39,33 @@ void check_budget(int32_t budget) {
     if (budget < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "sm_budget is {}, must be 0 or more", budget);
 }
 
+void check_layout(const moelink_dispatch_args &args, const Config &config) {
+    if (args.layout < MOELINK_LAYOUT_RANK_MAJOR || args.layout > MOELINK_LAYOUT_EXPERT_PADDED) {
+        fail(MOELINK_ERR_UNSUPPORTED, "layout is {}, which this library does not know", args.layout);
+    }
+    if ((config.layouts >> args.layout & 1) == 0) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "layout is {}, and the config's layouts are {:#x}; ensure or reinit with it", moelink_layout_name(args.layout),
+             config.layouts);
+    }
+    if (args.alignment < 0 || args.alignment > config.alignment) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "alignment is {}, must be 0 to the config's {}", args.alignment, config.alignment);
+    }
+    if (args.output_rows < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "output_rows is {}", args.output_rows);
+}
+
+void check_rank_tokens(const moelink_dispatch_args &args, const Group &group) {
+    if (args.rank_tokens_count < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "rank_tokens_count is {}", args.rank_tokens_count);
+    if (args.rank_tokens == nullptr) return;
+    if (args.rank_tokens_count != 0 && args.rank_tokens_count != group.size()) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "rank_tokens has {} entries and the group {} ranks; sizes of another group?", args.rank_tokens_count,
+             group.size());
+    }
+    const int64_t mine = args.rank_tokens[group.rank()];
+    if (mine != args.num_tokens && args.num_tokens_device == nullptr) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "rank_tokens[{}] is {} and num_tokens {}; they must be equal", group.rank(), mine, args.num_tokens);
+    }
+}
+
 // The two payloads of a quantized dispatch as they travel.
 kernels::QuantizeForm read_quantize(const moelink_dispatch_args &args, moelink_rows &values, moelink_rows &scales) {
     if (args.quantize == MOELINK_QUANTIZE_NONE) return kernels::quantize_none;
@@ -74,7 +101,7 @@ void check_slot(int32_t slot, const Config &config) {
     }
 }
 
-DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &config) {
+DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &config, const Group &group) {
     moelink_dispatch_args defaults = MOELINK_DISPATCH_ARGS_INIT;
     DispatchCall call;
     call.args = read_params(given, defaults, "args");
@@ -87,9 +114,9 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     if (!call.routed && (call.cached || args.topk_ids != nullptr || args.topk_weights != nullptr)) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is set, and topk_ids, topk_weights or MOELINK_DISPATCH_F_CACHED_ROUTING is there too");
     }
-    if (args.layout != MOELINK_LAYOUT_RANK_MAJOR) {
-        fail(MOELINK_ERR_UNSUPPORTED, "layout is {}; this version has MOELINK_LAYOUT_RANK_MAJOR (0) only", args.layout);
-    }
+    check_layout(args, config);
+    check_rank_tokens(args, group);
+    check_address("load_counts", args.load_counts, sizeof(int64_t));
     if (args.num_tokens < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {}", args.num_tokens);
     if (args.num_tokens > config.max_tokens) {
         fail(MOELINK_ERR_TOO_SMALL, "num_tokens is {} and the workspace holds max_tokens {}; ensure or reinit with more", args.num_tokens,
@@ -153,6 +180,8 @@ CombineCall read_combine(const moelink_combine_args *given, const Config &config
     call.weighted = args.mode == MOELINK_COMBINE_WEIGHTED;
     check_budget(args.sm_budget);
     if (args.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "reserved is {}, must be 0", args.reserved);
+    if (args.input_rows < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "input_rows is {}", args.input_rows);
+    call.input_rows = args.input_rows;
     call.sm_budget = args.sm_budget;
     call.input = read_rows(args.input, "input");
     call.output = read_rows(args.output, "output");

@@ -32,6 +32,7 @@ struct CombineCall {
     bool weighted = false;
     int32_t sm_budget = 0;
     int32_t num_tokens = 0;  // bound of the slot's last dispatch
+    int64_t input_rows = 0;  // 0: the caller does not say
     moelink_rows input{};
     moelink_rows output{};
 };
@@ -42,6 +43,8 @@ struct Received {
     int32_t *topk_ids = nullptr;
     float *topk_weights = nullptr;
     const int32_t *recv_counts = nullptr;
+    const int32_t *tokens = nullptr;  // token of each row, every tokens_stride-th word; nullptr: row i of a source is its token i
+    int64_t tokens_stride = 1;
 };
 
 // A workspace and what runs over it. Made collectively; a constructor throws alike on all ranks. Calls throw Error: below

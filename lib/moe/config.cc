@@ -31,7 +31,8 @@ struct Wire {
     char text[512];
 };
 
-constexpr uint32_t known_flags = MOELINK_MANAGER_F_NO_GROW | MOELINK_MANAGER_F_DETERMINISTIC | MOELINK_MANAGER_F_NCCL | MOELINK_MANAGER_F_NO_VIEWS;
+constexpr uint32_t known_flags = MOELINK_MANAGER_F_NO_GROW | MOELINK_MANAGER_F_DETERMINISTIC | MOELINK_MANAGER_F_NCCL |
+                                 MOELINK_MANAGER_F_NO_VIEWS | MOELINK_MANAGER_F_COUNTS;
 constexpr uint32_t agreed_flags = known_flags & ~uint32_t{MOELINK_MANAGER_F_NO_GROW};
 
 // FNV-1a.

@@ -9,6 +9,8 @@ Outcome describe_fault(const kernels::Fault &fault, const Group &group, uint64_t
             return {MOELINK_ERR_MISMATCH, fmt::format("{}: rank {} takes part with other row bytes, payloads or dtype", where, fault.peer)};
         case kernels::fault_pairing:
             return {MOELINK_ERR_INVALID_STATE, fmt::format("{}: replayed out of turn; dispatch and combine of a slot must alternate", where)};
+        case kernels::fault_overflow:
+            return {MOELINK_ERR_TOO_SMALL, fmt::format("{}: more rows came than config.layout_rows or output_rows has room for", where)};
         default: break;
     }
     std::string gone;

@@ -22,6 +22,12 @@ bool loses_round(moelink_status status) {
 
 }  // namespace
 
+void add_layout_sizes(moelink_manager_sizes &sizes, const Config &config, const Group &group) {
+    const Arrangement::Sizes layout = Arrangement::sizes(config, group.rank(), group.size());
+    sizes.layout_rows = layout.rows;
+    sizes.layout_bytes = layout.bytes * static_cast<uint64_t>(config.slots);
+}
+
 Manager::Manager(Ref<Group> group, const ManagerKind &kind)
     : group_(std::move(group)), kind_(kind), device_(*group_), faults_(device_) {}
 
@@ -40,7 +46,9 @@ int32_t Manager::state() const {
 
 moelink_manager_sizes Manager::sizes() const {
     if (backend_ == nullptr) return MOELINK_MANAGER_SIZES_INIT;
-    return backend_->sizes();
+    moelink_manager_sizes sizes = backend_->sizes();
+    add_layout_sizes(sizes, config_, *group_);
+    return sizes;
 }
 
 void Manager::init(const moelink_manager_config *given) {
@@ -85,13 +93,19 @@ void Manager::replace(const Config &mine, const Outcome &outcome) {
     Config config = agree_on(*group_, mine, outcome, deadline);
     Owners owners;
     step(*group_, group_->deadline(), [&] { owners = Owners(device_, config, group_->size()); });
+    std::vector<Slot> slots(static_cast<size_t>(config.slots));
+    step(*group_, group_->deadline(), [&] {
+        for (Slot &slot : slots) {
+            slot.arrangement = std::make_unique<Arrangement>(device_, config, owners.ranks(), group_->rank(), group_->size(), faults_);
+        }
+    });
     std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, owners.ranks(), faults_, generation_ + 1});
     group_->barrier(group_->deadline());  // no peer may still be sending into the old workspace, none may send into the new one too early
     faults_.begin(generation_ + 1);
     ++generation_;
     backend_ = std::move(fresh);
     owners_ = std::move(owners);
-    slots_.assign(static_cast<size_t>(config.slots), Slot{});
+    slots_ = std::move(slots);
     std::lock_guard lock(mutex_);
     config_ = std::move(config);
     fault_ = MOELINK_OK;
@@ -128,7 +142,9 @@ void Manager::abandon(int32_t slot) {
         lose_round(error.status(), error.text());
         throw;
     }
-    slots_[static_cast<size_t>(slot)] = Slot{};
+    Slot fresh;
+    fresh.arrangement = std::move(slots_[static_cast<size_t>(slot)].arrangement);
+    slots_[static_cast<size_t>(slot)] = std::move(fresh);
 }
 
 template <class Call>
@@ -160,6 +176,7 @@ void Manager::repeat_routing(const Slot &slot, DispatchCall &call) const {
     call.args.num_tokens_device = nullptr;
     call.args.invalid_id = last.args.invalid_id;
     call.args.layout = last.args.layout;
+    call.args.alignment = last.args.alignment;
     call.routed = last.routed;
     call.weights = last.weights;
 }
@@ -167,7 +184,7 @@ void Manager::repeat_routing(const Slot &slot, DispatchCall &call) const {
 void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
     require_ready("dispatch");
     check_output(out, "out");
-    DispatchCall call = read_dispatch(args, config_);
+    DispatchCall call = read_dispatch(args, config_, *group_);
     Slot &slot = find_slot(call.args.slot);
     const bool capturing = device_.capturing(stream);
     if (slot.stage != Stage::idle) {
@@ -181,25 +198,70 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     }
     const bool waits = call.halves != kernels::both_halves;
     if (waits && !backend_->halves()) call.halves = kernels::both_halves;
+    DispatchCall received_as = call;  // rows of another layout go to outputs from where they are received
+    if (call.args.layout != MOELINK_LAYOUT_RANK_MAJOR) received_as.outputs = {};
     Received received;
-    run(capturing, [&] { received = backend_->dispatch(call, stream); });
+    run(capturing, [&] { received = backend_->dispatch(received_as, stream); });
+    if (call.args.load_counts != nullptr && call.routed && !call.cached) count_loads(device_, owners_.ranks(), config_, call.args, stream);
     if (!capturing) slot.stage = waits ? Stage::sent : Stage::dispatched;
     slot.routed = true;
-    slot.dispatch = call;
+    slot.dispatch = received_as;
     slot.dispatch_waits = waits;
+    slot.sum_tokens = -1;
+    if (call.args.rank_tokens != nullptr) {
+        slot.sum_tokens = 0;
+        for (int rank = 0; rank < group_->size(); ++rank) slot.sum_tokens += call.args.rank_tokens[rank];
+    }
+    const Arranged arranged = slot.arrangement->prepare(call, received);
+    slot.rows = arranged.rows;
+    if (!waits) arrange(slot, stream);
 
     moelink_dispatched result = MOELINK_DISPATCHED_INIT;
     result.payloads = out->struct_size >= offsetof(moelink_dispatched, topk_ids) ? out->payloads : nullptr;
     result.ranks = group_->size();
     result.slots_per_rank = config_.max_tokens;
-    result.row_capacity = int64_t{group_->size()} * config_.max_tokens;
-    result.topk_ids = call.routed ? received.topk_ids : nullptr;
-    result.topk_weights = call.weights ? received.topk_weights : nullptr;
+    result.row_capacity = arranged.rows;
+    result.topk_ids = call.routed ? arranged.topk_ids : nullptr;
+    result.topk_weights = call.weights ? arranged.topk_weights : nullptr;
     result.recv_counts = received.recv_counts;
+    result.local_experts = config_.experts_of(group_->rank(), group_->size());
+    result.rank_offsets = arranged.rank_offsets;
+    result.expert_counts = arranged.expert_counts;
+    result.expert_offsets = arranged.expert_offsets;
+    result.row_sources = arranged.row_sources;
+    result.row_weights = arranged.row_weights;
     if (result.payloads != nullptr) {
-        for (int32_t i = 0; i < call.payload_count; ++i) result.payloads[i] = received.payloads[static_cast<size_t>(i)];
+        for (int32_t i = 0; i < call.payload_count; ++i) result.payloads[i] = arranged.payloads[static_cast<size_t>(i)];
     }
     write_output(out, result, "out");
+}
+
+void Manager::arrange(const Slot &slot, moelink_stream stream) {
+    if (!slot.arrangement->works_on(slot.dispatch)) return;
+    try {
+        slot.arrangement->arrange(stream);
+    } catch (const Error &error) {
+        // The others have their rows and go on; here some are missing, so the round is lost.
+        lose_round(error.status(), error.text());
+        throw;
+    }
+}
+
+void Manager::counts(int32_t number, uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) {
+    if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "counts need a workspace; call init or ensure first");
+    const Slot &slot = find_slot(number);
+    slot.arrangement->counts(timeout_ns != 0 ? timeout_ns : config_.timeout_ns, rank_rows, expert_rows, rows);
+}
+
+void Manager::check_input_rows(const Slot &slot, const CombineCall &call) const {
+    if (call.input_rows == 0) return;
+    const bool exact = slot.dispatch.args.layout == MOELINK_LAYOUT_PACKED && slot.sum_tokens >= 0 && kind_.kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER;
+    if (exact && call.input_rows != slot.sum_tokens) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "input_rows is {} and the rank_tokens of the dispatch add up to {}", call.input_rows, slot.sum_tokens);
+    }
+    if (!exact && call.input_rows < slot.rows) {
+        fail(MOELINK_ERR_TOO_SMALL, "input_rows is {} and the dispatched layout has {} rows", call.input_rows, slot.rows);
+    }
 }
 
 void Manager::receive_dispatch(int32_t number, moelink_stream stream) {
@@ -215,6 +277,7 @@ void Manager::receive_dispatch(int32_t number, moelink_stream stream) {
         run(capturing, [&] { backend_->dispatch(call, stream); });
     }
     if (!capturing) slot.stage = Stage::dispatched;
+    arrange(slot, stream);
 }
 
 void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
@@ -233,7 +296,9 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
     if (call.output.data == nullptr && num_tokens > 0) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "output.data is NULL and slot {} holds {} tokens", call.slot, num_tokens);
     }
+    check_input_rows(slot, call);
     call.num_tokens = num_tokens;
+    if (slot.dispatch.args.layout != MOELINK_LAYOUT_RANK_MAJOR) slot.arrangement->restore(call, stream);
     const bool waits = call.halves != kernels::both_halves;
     if (waits && !backend_->halves()) call.halves = kernels::both_halves;
     run(capturing, [&] { backend_->combine(call, stream); });

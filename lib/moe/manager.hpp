@@ -3,6 +3,7 @@
 
 #include "base/guard.hpp"
 #include "moe/backend.hpp"
+#include "moe/arrangement.hpp"
 #include "moe/owners.hpp"
 
 #include <moelink/moe.h>
@@ -13,6 +14,9 @@
 #include <vector>
 
 namespace moelink {
+
+// The part of layouts in a manager's sizes.
+void add_layout_sizes(moelink_manager_sizes &sizes, const Config &config, const Group &group);
 
 class Manager : public Referenced {
 public:
@@ -25,6 +29,7 @@ public:
     void abandon(int32_t slot);
     void dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out);
     void receive_dispatch(int32_t slot, moelink_stream stream);
+    void counts(int32_t slot, uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows);
     void combine(const moelink_combine_args *args, moelink_stream stream);
     void receive_combine(int32_t slot, moelink_stream stream);
 
@@ -48,6 +53,9 @@ private:
         bool routed = false;    // there has been a dispatch, which is the next
         DispatchCall dispatch;  // the last one
         bool dispatch_waits = false;  // for its receiving half
+        int64_t rows = 0;        // that it has room for
+        int64_t sum_tokens = 0;  // of its rank_tokens; -1: it had none
+        std::unique_ptr<Arrangement> arrangement;
         CombineCall combine;    // the last one
         bool combine_waits = false;
     };
@@ -61,6 +69,9 @@ private:
     Slot &find_slot(int32_t slot);
     // The routing of the slot's last dispatch for one that repeats it. Throws INVALID_STATE, INVALID_ARGUMENT.
     void repeat_routing(const Slot &slot, DispatchCall &call) const;
+    // What came is put in order, where the layout asks for it.
+    void arrange(const Slot &slot, moelink_stream stream);
+    void check_input_rows(const Slot &slot, const CombineCall &call) const;
     // A call of the back end; what loses the round is remembered.
     template <class Call>
     void run(bool capturing, Call &&call);

@@ -203,6 +203,8 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     received.topk_ids = reinterpret_cast<int32_t *>(ws.mine + ws.layout.ids);
     received.topk_weights = reinterpret_cast<float *>(ws.mine + ws.layout.weights);
     received.recv_counts = reinterpret_cast<const int32_t *>(ws.mine + ws.layout.recv_counts);
+    received.tokens = &reinterpret_cast<const kernels::RowOrigin *>(ws.mine + ws.layout.origins)->token;
+    received.tokens_stride = sizeof(kernels::RowOrigin) / sizeof(int32_t);
 
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);

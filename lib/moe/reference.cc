@@ -80,7 +80,7 @@ struct Routing {
 struct ReferenceSlot {
     Routing routing;
     std::vector<Buffer> planes;
-    Buffer ids, weights, counts;
+    Buffer ids, weights, counts, tokens;
 };
 
 class Reference : public Backend {
@@ -99,7 +99,7 @@ public:
         moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
         uint64_t row = 0;
         for (uint64_t bytes : config.payload_row_bytes) row += bytes;
-        row += static_cast<uint64_t>(config.top_k) * 8;
+        row += static_cast<uint64_t>(config.top_k) * 8 + 4;
         unsigned __int128 total = static_cast<unsigned __int128>(row) * static_cast<uint64_t>(group.size()) *
                                   static_cast<uint64_t>(config.max_tokens) * static_cast<uint64_t>(config.slots);
         if (total > UINT64_MAX / 2) fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes");
@@ -122,6 +122,7 @@ private:
         for (uint64_t bytes : config_.payload_row_bytes) slot.planes.emplace_back(device_, rows() * bytes);
         slot.ids = Buffer(device_, rows() * top_k() * sizeof(int32_t));
         slot.weights = Buffer(device_, rows() * top_k() * sizeof(float));
+        slot.tokens = Buffer(device_, rows() * sizeof(int32_t));
         slot.counts = Buffer(device_, static_cast<size_t>(group_->size()) * sizeof(int32_t));
     }
 
@@ -222,7 +223,7 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
     }
 
     Received received;
-    std::vector<int32_t> out_ids(rows() * top_k(), args.invalid_id), counts(ranks, 0);
+    std::vector<int32_t> out_ids(rows() * top_k(), args.invalid_id), out_tokens(rows(), -1), counts(ranks, 0);
     std::vector<float> out_weights(rows() * top_k(), 0.0f);
     std::vector<std::vector<std::pair<size_t, size_t>>> picked(ranks);  // [source]: token -> row
     for (size_t source = 0; source < ranks; ++source) {
@@ -230,6 +231,7 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
             if (!routing.goes_to(static_cast<int32_t>(source), token, group_->rank())) continue;
             size_t row = source * capacity + static_cast<size_t>(counts[source]++);
             picked[source].emplace_back(static_cast<size_t>(token), row);
+            out_tokens[row] = token;
             for (int32_t k = 0; k < config_.top_k; ++k) {
                 int64_t id = routing.id(static_cast<int32_t>(source), token, k);
                 size_t at = row * top_k() + static_cast<size_t>(k);
@@ -255,10 +257,12 @@ Received Reference::dispatch(const DispatchCall &call, moelink_stream stream) {
     device_.write(slot.ids.as(), out_ids.data(), out_ids.size() * 4);
     device_.write(slot.weights.as(), out_weights.data(), out_weights.size() * 4);
     device_.write(slot.counts.as(), counts.data(), counts.size() * 4);
+    device_.write(slot.tokens.as(), out_tokens.data(), out_tokens.size() * 4);
     slot.routing = std::move(routing);
     received.topk_ids = slot.ids.as<int32_t>();
     received.topk_weights = slot.weights.as<float>();
     received.recv_counts = slot.counts.as<int32_t>();
+    received.tokens = slot.tokens.as<int32_t>();
     return received;
 }
 

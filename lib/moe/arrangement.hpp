@@ -1,0 +1,76 @@
+// Layouts of received rows, the same for every kind of manager: what a back end received rank by rank is put in order here, and brought
+// back before its combine. Also the counts that the host may ask for.
+#pragma once
+
+#include "kernels/arrange.hpp"
+#include "moe/backend.hpp"
+#include "moe/owners.hpp"
+
+#include <vector>
+
+namespace moelink {
+
+// What a dispatch says about its rows, beyond what a back end does.
+struct Arranged {
+    std::array<moelink_rows, MOELINK_MAX_PAYLOADS> payloads{};
+    int64_t rows = 0;  // of each output
+    int32_t *topk_ids = nullptr;
+    float *topk_weights = nullptr;
+    const int32_t *rank_offsets = nullptr;
+    const int32_t *expert_counts = nullptr;
+    const int32_t *expert_offsets = nullptr;
+    const int32_t *row_sources = nullptr;
+    const float *row_weights = nullptr;
+};
+
+// Of one slot.
+class Arrangement {
+public:
+    struct Sizes {
+        int64_t rows = 0;  // the most of its layouts' views
+        uint64_t bytes = 0;
+    };
+
+    // Throws OUT_OF_MEMORY.
+    Arrangement(const Device &device, const Config &config, const kernels::ExpertRanks &owners, int rank, int ranks, Faults &faults);
+    Arrangement(const Arrangement &) = delete;
+    Arrangement &operator=(const Arrangement &) = delete;
+    ~Arrangement();
+
+    // Of one slot. Throws OUT_OF_MEMORY for what does not fit 64 bits, INVALID_ARGUMENT for rows that 32-bit offsets cannot number.
+    static Sizes sizes(const Config &config, int rank, int ranks);
+
+    // Whether there is anything to do for a dispatch.
+    bool works_on(const DispatchCall &call) const;
+    // Where everything of a dispatch will be. Its payloads are what the back end was told to receive as views.
+    Arranged prepare(const DispatchCall &call, const Received &received);
+    // Puts in order what prepare was told of. Stream-ordered; on the host throws TOO_SMALL when there are more rows than room.
+    void arrange(moelink_stream stream) const;
+    // Brings the input of a combine back into the order in which its rows came.
+    void restore(CombineCall &call, moelink_stream stream) const;
+
+    // Waits for the counts of the last dispatch. Throws INVALID_STATE, TIMEOUT.
+    void counts(uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) const;
+
+private:
+    int64_t rows_of(int32_t layout, int64_t output_rows) const;
+
+    Device device_;
+    int ranks_ = 0;
+    int32_t capacity_ = 0, local_experts_ = 0;
+    int64_t layout_rows_ = 0;  // of a view
+    bool tells_counts_ = false;
+    kernels::ArrangeParams params_{};
+    Buffer rank_offsets_, expert_counts_, expert_offsets_, row_sources_, row_weights_, ids_, weights_;
+    Buffer row_from_, places_, segment_counts_, finished_;
+    Buffer scratch_;             // rank-major rows of a combine
+    std::vector<Buffer> views_;  // of each payload
+    std::vector<uint64_t> strides_;
+    void *host_counts_ = nullptr;
+};
+
+// Adds the experts that a dispatch's tokens name to its load_counts.
+void count_loads(const Device &device, const kernels::ExpertRanks &owners, const Config &config, const moelink_dispatch_args &args,
+                 moelink_stream stream);
+
+}  // namespace moelink
