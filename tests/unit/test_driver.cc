@@ -12,6 +12,7 @@
 #include <cstdarg>
 #include <cstddef>
 #include <cstdlib>
+#include <csignal>
 #include <cstring>
 #include <string>
 #include <thread>
@@ -166,8 +167,8 @@ void test_libraries(void **) {
     char little[8] = "";
     assert_int_equal(moelink_device_library("cuda", little, sizeof little), MOELINK_ERR_TOO_SMALL);
     assert_string_equal(little, "CUDA 13");
-    assert_int_equal(moelink_device_library("ucx", text, sizeof text), MOELINK_ERR_INVALID_ARGUMENT);
-    assert_non_null(std::strstr(moelink_last_error(), "\"ucx\""));
+    assert_int_equal(moelink_device_library("cobol", text, sizeof text), MOELINK_ERR_INVALID_ARGUMENT);
+    assert_non_null(std::strstr(moelink_last_error(), "\"cobol\""));
     assert_int_equal(moelink_device_library(nullptr, text, sizeof text), MOELINK_ERR_INVALID_ARGUMENT);
     assert_int_equal(moelink_device_library("cuda", nullptr, 0), MOELINK_ERR_INVALID_ARGUMENT);
     fake::uninstall();
@@ -180,6 +181,25 @@ void test_missing_nccl_says_why(void **) {
     assert_non_null(std::strstr(text, "/nowhere/libnccl.so.2"));
     assert_non_null(std::strstr(moelink_last_error(), "/nowhere/libnccl.so.2"));
     unsetenv("MOELINK_NCCL_LIBRARY");
+}
+
+// UCX takes over signals when it is loaded; the process keeps its own.
+void test_ucx_says_what_it_is(void **) {
+    struct sigaction mine = {}, after = {};
+    mine.sa_handler = [](int) {};
+    assert_int_equal(sigaction(SIGFPE, &mine, nullptr), 0);
+    char text[512] = "";
+    const moelink_status status = moelink_device_library("ucx", text, sizeof text);
+    print_message("ucx: %s\n", text);
+    assert_int_not_equal(std::strlen(text), 0);
+    if (status == MOELINK_OK) {
+        assert_non_null(std::strstr(text, "UCX 1."));
+    } else {
+        assert_int_equal(status, MOELINK_ERR_NO_DRIVER);
+    }
+    assert_int_equal(sigaction(SIGFPE, nullptr, &after), 0);
+    assert_true(after.sa_handler == mine.sa_handler);
+    signal(SIGFPE, SIG_DFL);
 }
 
 // Without the fake: whatever this machine has, the answers agree with each other.
@@ -218,6 +238,7 @@ int main() {
         cmocka_unit_test(test_device_errors_come_through),
         cmocka_unit_test(test_libraries),
         cmocka_unit_test(test_missing_nccl_says_why),
+        cmocka_unit_test(test_ucx_says_what_it_is),
         cmocka_unit_test(test_this_machine),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
