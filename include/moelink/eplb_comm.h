@@ -50,7 +50,9 @@ enum moelink_eplb_comm_flags {
      *  reads every expert to the host on both sides: for finding faults, not for every day. */
     MOELINK_EPLB_COMM_F_CHECKSUM = 2,
     /** Rounds run while the model runs: AUTO never takes the caller's NCCL communicator, on which the two would deadlock. */
-    MOELINK_EPLB_COMM_F_ASYNC = 4
+    MOELINK_EPLB_COMM_F_ASYNC = 4,
+    /** READ maps no memory of other processes, as if each were on a host of its own: UCX reads them, or they are staged. */
+    MOELINK_EPLB_COMM_F_NO_MAP = 8
 };
 
 enum moelink_eplb_comm_limits {
