@@ -7,7 +7,7 @@ namespace moelink {
 
 namespace {
 
-const ManagerKind *const kinds[] = {&one_sided_kind, &allgather_reducescatter_kind, &reference_kind};
+const ManagerKind *const kinds[] = {&one_sided_kind, &two_sided_kind, &allgather_reducescatter_kind, &reference_kind};
 
 }  // namespace
 
@@ -16,6 +16,10 @@ const ManagerKind *find_kind(int32_t kind) {
         if (row->kind == kind) return row;
     }
     return nullptr;
+}
+
+void Backend::no_fifos() {
+    fail(MOELINK_ERR_UNSUPPORTED, "this manager has no routing of its own that tensors could follow; make one of MOELINK_MANAGER_TWO_SIDED");
 }
 
 void check_launch(kernels::cuda::Result result, const char *what) {

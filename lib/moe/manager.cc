@@ -111,17 +111,33 @@ void Manager::cleanup() {
     fault_ = MOELINK_OK;
 }
 
+void Manager::recover(const Deadline &deadline) {
+    group_->barrier(deadline);  // of all ranks the device is idle
+    backend_->reset_all(deadline);
+    faults_.begin(generation_);
+    slots_.assign(slots_.size(), Slot{});
+    std::lock_guard lock(mutex_);
+    fault_ = MOELINK_OK;
+}
+
 void Manager::abandon(int32_t slot) {
-    require_ready("abandon");
+    const bool recovers = backend_ != nullptr && backend_->has_fifos();
+    if (!recovers) require_ready("abandon");
     const Deadline deadline = wait_idle();
     step(*group_, deadline, [&] {
-        require_ready("abandon");  // once more: the kernel that was waited for may have given up
+        if (!recovers) require_ready("abandon");  // once more: the kernel that was waited for may have given up
         check_slot(slot, config_);
     });
-    const std::vector<int32_t> all = group_->allgather(slot, deadline);
+    struct Wish {
+        int32_t slot, faulted;
+    };
+    const std::vector<Wish> all = group_->allgather(Wish{slot, poll_fault() ? 1 : 0}, deadline);
     for (size_t rank = 0; rank < all.size(); ++rank) {
-        if (all[rank] != all[0]) fail(MOELINK_ERR_MISMATCH, "rank 0 abandons slot {} and rank {} slot {}", all[0], rank, all[rank]);
+        if (all[rank].slot != all[0].slot) {
+            fail(MOELINK_ERR_MISMATCH, "rank 0 abandons slot {} and rank {} slot {}", all[0].slot, rank, all[rank].slot);
+        }
     }
+    if (std::any_of(all.begin(), all.end(), [](const Wish &wish) { return wish.faulted != 0; })) return recover(group_->deadline());
     try {
         backend_->abandon(slot, group_->deadline());
     } catch (const Error &error) {
@@ -129,6 +145,16 @@ void Manager::abandon(int32_t slot) {
         throw;
     }
     slots_[static_cast<size_t>(slot)] = Slot{};
+}
+
+template <class Call>
+auto Manager::in_round(bool capturing, Call &&call) {
+    try {
+        return call();
+    } catch (const Error &error) {
+        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
+        throw;
+    }
 }
 
 void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
@@ -140,13 +166,7 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     if (slot.dispatched) {
         fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.args.slot);
     }
-    Received received;
-    try {
-        received = backend_->dispatch(call, stream);
-    } catch (const Error &error) {
-        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
-        throw;
-    }
+    const Received received = in_round(capturing, [&] { return backend_->dispatch(call, stream); });
     if (!capturing) slot.dispatched = true;
     // A rank without tokens has nothing to weigh and no weights to point to.
     slot.has_weights = call.args.topk_weights != nullptr || call.args.num_tokens == 0;
@@ -166,8 +186,38 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     write_output(out, result, "out");
 }
 
-void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
-    require_ready("combine");
+void Manager::prepare(const moelink_prepare_args *args, moelink_stream stream, moelink_prepared *out) {
+    require_fifos("prepare");
+    check_output(out, "out");
+    const PrepareCall call = read_prepare(args, config_);
+    Slot &slot = slots_[static_cast<size_t>(call.slot)];
+    const bool capturing = device_.capturing(stream);
+    if (slot.dispatched) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.slot);
+    }
+    const moelink_prepared result = in_round(capturing, [&] { return backend_->prepare(call, stream); });
+    slot.dispatched = slot.dispatched || !capturing;
+    slot.has_weights = call.topk_weights != nullptr || call.num_tokens == 0;
+    slot.num_tokens = call.num_tokens;
+    write_output(out, result, "out");
+}
+
+void Manager::alltoallv(int32_t index, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs, moelink_stream stream) {
+    require_fifos("alltoallv");
+    check_slot(index, config_);
+    const Slot &slot = slots_[static_cast<size_t>(index)];
+    const bool capturing = device_.capturing(stream);
+    if (!slot.dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no routing; call moelink_prepare first", index);
+    const AlltoallvCall call = read_alltoallv(index, tensors, count, outputs, slot.num_tokens, config_);
+    in_round(capturing, [&] { backend_->alltoallv(call, stream); });
+}
+
+void Manager::combine(const moelink_combine_args *args, moelink_stream stream, bool ends) {
+    if (ends) {
+        require_ready("combine");
+    } else {
+        require_fifos("alltoallv_combine");
+    }
     CombineCall call = read_combine(args, config_);
     Slot &slot = slots_[static_cast<size_t>(call.slot)];
     const bool capturing = device_.capturing(stream);
@@ -179,18 +229,21 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "output.data is NULL and slot {} holds {} tokens", call.slot, slot.num_tokens);
     }
     call.num_tokens = slot.num_tokens;
-    try {
-        backend_->combine(call, stream);
-    } catch (const Error &error) {
-        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
-        throw;
-    }
-    if (!capturing) slot.dispatched = false;
+    call.ends = ends;
+    in_round(capturing, [&] { backend_->combine(call, stream); });
+    if (!capturing && ends) slot.dispatched = false;
 }
 
 void Manager::require_ready(const char *what) {
     if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "{} needs a workspace; call init or ensure first", what);
     if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", fault_text());
+}
+
+void Manager::require_fifos(const char *what) {
+    if (kind_.kind != MOELINK_MANAGER_TWO_SIDED) {
+        fail(MOELINK_ERR_UNSUPPORTED, "the manager is {}; {} is of two-sided managers, whose routing is prepared apart from the rows", kind_.name, what);
+    }
+    require_ready(what);
 }
 
 void Manager::lose_round(moelink_status status, const std::string &text) {

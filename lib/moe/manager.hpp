@@ -24,7 +24,10 @@ public:
     void cleanup();
     void abandon(int32_t slot);
     void dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out);
-    void combine(const moelink_combine_args *args, moelink_stream stream);
+    void prepare(const moelink_prepare_args *args, moelink_stream stream, moelink_prepared *out);
+    void alltoallv(int32_t slot, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs, moelink_stream stream);
+    // ends: the round; else its routing stays.
+    void combine(const moelink_combine_args *args, moelink_stream stream, bool ends);
 
     int32_t state() const;
     uint64_t generation() const { return generation_; }
@@ -50,6 +53,12 @@ private:
     // Waits for the device, and gives peers the time to do the same: a kernel of theirs may still be waiting.
     Deadline wait_idle();
     void require_ready(const char *what);
+    void require_fifos(const char *what);
+    // Runs a back end's call; what loses the round is kept as the manager's fault.
+    template <class Call>
+    auto in_round(bool capturing, Call &&call);
+    // Collective, of a kind with FIFOs: everything to its start, on all ranks.
+    void recover(const Deadline &deadline);
     void lose_round(moelink_status status, const std::string &text);
     bool poll_fault();
     std::string fault_text() const;

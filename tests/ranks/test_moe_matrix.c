@@ -224,7 +224,7 @@ static void run_slots_at_once(rank_context *ctx, moelink_manager *manager, int32
 static void random_matrix(rank_context *ctx) {
     const struct matrix *matrix = ctx->user;
     moelink_stream stream = device_stream_create(ctx);
-    moelink_manager *managers[PLAN_KINDS] = {NULL, NULL, NULL};
+    moelink_manager *managers[PLAN_KINDS] = {NULL};
     for (int i = 0; i < PLAN_KINDS; ++i) {
         if (plan_has_kind(ctx, plan_kinds[i])) managers[i] = make_manager(ctx, plan_kinds[i]);
     }

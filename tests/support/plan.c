@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-const int32_t plan_kinds[PLAN_KINDS] = {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER,
+const int32_t plan_kinds[PLAN_KINDS] = {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_TWO_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER,
                                         MOELINK_MANAGER_REFERENCE};
 
 int plan_has_ranks(int32_t device, int ranks) {

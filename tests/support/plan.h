@@ -12,7 +12,7 @@ extern "C" {
 #define TEST_DEVICE MOELINK_DEVICE_HOST
 #endif
 
-enum { PLAN_KINDS = 3 };
+enum { PLAN_KINDS = 4 };
 extern const int32_t plan_kinds[PLAN_KINDS];
 
 /* Whether this machine runs so many ranks: any on the host; on GPUs 1 to 4, and 8 where there are two or more. */

@@ -9,7 +9,7 @@ namespace perf {
 
 int32_t manager_kind(const std::string &name) {
     std::string known;
-    for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
+    for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_TWO_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
         if (name == moelink_manager_kind_name(kind)) {
             return kind;
         }
