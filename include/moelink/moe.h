@@ -38,7 +38,7 @@ enum moelink_manager_state {
     MOELINK_STATE_CREATED = 0,    /**< no workspace */
     MOELINK_STATE_READY = 1,      /**< every slot waits for a dispatch */
     MOELINK_STATE_DISPATCHED = 2, /**< some slot waits for its combine */
-    MOELINK_STATE_FAULTED = 3     /**< a round was lost; reinit or cleanup */
+    MOELINK_STATE_FAULTED = 3     /**< a round was lost; reinit or cleanup, on TWO_SIDED also abandon */
 };
 
 enum moelink_manager_flags {
@@ -87,9 +87,11 @@ typedef struct moelink_manager_config {
                                             rows than that are a fault (TOO_SMALL) */
     int32_t alignment;                 /**< largest alignment that a dispatch in EXPERT_MAJOR asks for; 0 = 1 */
     uint32_t reserved;                 /**< 0 */
+    uint64_t fifo_bytes;               /**< [bytes] TWO_SIDED: most for the FIFOs of all slots on this rank, though never less than the smallest
+                                            that work; 0 = automatic. The same on every rank */
 } moelink_manager_config;
 #define MOELINK_MANAGER_CONFIG_INIT \
-    {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u, 0, 0, 0, 0u}
+    {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u, 0, 0, 0, 0u, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_manager_config_init(moelink_manager_config *config);
 
@@ -99,7 +101,7 @@ typedef struct moelink_manager_sizes {
     int32_t slots_per_rank;   /**< rows that one rank can send to another in one dispatch */
     uint64_t workspace_bytes; /**< [bytes] all of it: the parts below and rounding */
     uint64_t dispatch_bytes;  /**< [bytes] received payloads, ids and weights, all slots */
-    uint64_t combine_bytes;   /**< [bytes] received combine rows, all slots */
+    uint64_t combine_bytes;   /**< [bytes] received combine rows, all slots; of TWO_SIDED its FIFOs, for both ways */
     uint64_t control_bytes;   /**< [bytes] flags, counts and routing, all slots */
     uint64_t layout_bytes;    /**< [bytes] views in config.layouts, their counts and offsets, all slots; not part of workspace_bytes */
     int64_t layout_rows;      /**< rows of such a view, the most of its layouts */
@@ -170,7 +172,9 @@ MOELINK_API moelink_status moelink_manager_reinit(moelink_manager *manager, cons
 MOELINK_API moelink_status moelink_manager_cleanup(moelink_manager *manager);
 
 /** Gives up the round in flight on a slot: DISPATCHED -> READY for that slot. Collective, host-blocking, not capturable; a
- *  no-op round (nothing in flight) is fine. Errors: INVALID_STATE when CREATED or FAULTED, INVALID_ARGUMENT, TIMEOUT, PEER_EXITED. */
+ *  no-op round (nothing in flight) is fine. TWO_SIDED: when some rank is FAULTED and the group is whole, all slots of all ranks are reset
+ *  and the fault is cleared: FAULTED or DISPATCHED -> READY, with the same workspace and generation; graphs stay good.
+ *  Errors: INVALID_STATE when CREATED or, for other kinds, FAULTED; INVALID_ARGUMENT, TIMEOUT, PEER_EXITED. */
 MOELINK_API moelink_status moelink_manager_abandon(moelink_manager *manager, int32_t slot);
 
 /** State (MOELINK_STATE_*) and generation (0 before the first init). Either output may be NULL. Local. */
@@ -209,7 +213,8 @@ MOELINK_API const char *moelink_layout_name(int32_t layout);
 
 enum moelink_dispatch_flags {
     /** The slot's last dispatch is done again for other payloads: its tokens, topk_ids, weights, layout and invalid_id. num_tokens is
-     *  the same; topk_ids, topk_weights and num_tokens_device are not read. The same on every rank. INVALID_STATE when the slot has had
+     *  the same; topk_ids, topk_weights and num_tokens_device are not read. UNSUPPORTED on TWO_SIDED, where moelink_prepare and
+     *  moelink_alltoallv do it. The same on every rank. INVALID_STATE when the slot has had
      *  no dispatch since init, growth, reinit or abandon. */
     MOELINK_DISPATCH_F_CACHED_ROUTING = 1,
     /** Only the sending half; the receiving half is moelink_dispatch_receive on the same slot, before anything that was received is
@@ -342,8 +347,8 @@ typedef struct moelink_combine_args {
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
 
-/** Sends each token once to every distinct rank among its experts. Collective. ONE_SIDED on CUDA and
- *  ALLGATHER_REDUCESCATTER over NCCL: stream-ordered, graph-capturable, nothing is allocated; every other: host-blocking. READY ->
+/** Sends each token once to every distinct rank among its experts. Collective. ONE_SIDED, TWO_SIDED and
+ *  ALLGATHER_REDUCESCATTER on CUDA: stream-ordered, graph-capturable, nothing is allocated; every other: host-blocking. READY ->
  *  DISPATCHED for the slot (not tracked while capturing).
  *  ONE_SIDED on CUDA lets the stream's next kernel take its place early: one that the caller launches with programmatic stream
  *  serialization waits (griddepcontrol.wait) before it touches anything that dispatch or combine reads or writes.

@@ -35,7 +35,9 @@ Examples:
 void add_pair(CLI::App &app, PairOptions &options) {
     app.footer(pair_examples);
     add_run(app, options, MOELINK_GROUP_MAX_RANKS);
-    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter (with -nccl or -nccl-deterministic: over NCCL), or reference")->capture_default_str();
+    app.add_option("--manager", options.manager,
+                   "one-sided, two-sided, allgather-reducescatter (with -nccl or -nccl-deterministic: over NCCL), or reference")
+        ->capture_default_str();
     CLI::Option *tokens = app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
         ->delimiter(',')
         ->take_all()

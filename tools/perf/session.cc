@@ -10,7 +10,7 @@ namespace perf {
 ManagerChoice manager_of(const std::string &name) {
     static const std::vector<std::pair<std::string, ManagerChoice>> managers = [] {
         std::vector<std::pair<std::string, ManagerChoice>> found;
-        for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
+        for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_TWO_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
             const std::string kind_name = moelink_manager_kind_name(kind);
             found.push_back({kind_name, {kind, 0}});
             if (kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) continue;
