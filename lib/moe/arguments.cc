@@ -39,7 +39,7 @@ void check_budget(int32_t budget) {
     if (budget < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "sm_budget is {}, must be 0 or more", budget);
 }
 
-void check_layout(const moelink_dispatch_args &args, const Config &config) {
+void check_layout(const moelink_dispatch_args &args, const Config &config, int ranks) {
     if (args.layout < MOELINK_LAYOUT_RANK_MAJOR || args.layout > MOELINK_LAYOUT_EXPERT_PADDED) {
         fail(MOELINK_ERR_UNSUPPORTED, "layout is {}, which this library does not know", args.layout);
     }
@@ -51,6 +51,14 @@ void check_layout(const moelink_dispatch_args &args, const Config &config) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "alignment is {}, must be 0 to the config's {}", args.alignment, config.alignment);
     }
     if (args.output_rows < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "output_rows is {}", args.output_rows);
+    const int64_t received = int64_t{ranks} * config.max_tokens;
+    if (args.layout == MOELINK_LAYOUT_RANK_MAJOR && args.outputs != nullptr && args.output_rows != 0 && args.output_rows < received) {
+        fail(MOELINK_ERR_TOO_SMALL, "output_rows is {}; {} needs {}, slots_per_rank {} for each of {} ranks", args.output_rows,
+             moelink_layout_name(args.layout), received, config.max_tokens, ranks);
+    }
+    if ((args.flags & MOELINK_DISPATCH_F_NO_ROUTING) != 0 && args.layout > MOELINK_LAYOUT_PACKED) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "layout is {}, and with MOELINK_DISPATCH_F_NO_ROUTING rows have no experts", moelink_layout_name(args.layout));
+    }
 }
 
 void check_rank_tokens(const moelink_dispatch_args &args, const Group &group) {
@@ -114,7 +122,7 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     if (!call.routed && (call.cached || args.topk_ids != nullptr || args.topk_weights != nullptr)) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is set, and topk_ids, topk_weights or MOELINK_DISPATCH_F_CACHED_ROUTING is there too");
     }
-    check_layout(args, config);
+    check_layout(args, config, group.size());
     check_rank_tokens(args, group);
     check_address("load_counts", args.load_counts, sizeof(int64_t));
     if (args.num_tokens < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {}", args.num_tokens);
