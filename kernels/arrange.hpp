@@ -5,6 +5,13 @@
 
 namespace moelink::kernels {
 
+// What a kernel asks before it touches memory that may be gone.
+struct Entry {
+    uint64_t generation;
+    Anchor *anchor;
+    Fault *fault;
+};
+
 enum Arrangement : uint32_t { arrange_counts = 0, arrange_packed = 1, arrange_expert_major = 2, arrange_expert_padded = 3 };
 
 // What a segment's warp counts and places. A segment is a stretch of (row, k), so that rows keep their order without atomics.
@@ -50,12 +57,11 @@ struct ArrangeParams {
     int64_t *places;               // [ranks, capacity, top_k]: row of each (row, k); -1: none
     int32_t *segment_counts;       // [segments, local_experts]
     uint32_t *finished;            // [1] blocks that are done; 0 between launches
-    // counts for the host: rows in use, rows of each source, rows of each local expert; `number` comes last, in the first word
+    // counts for the host: rows in use (without the padding of arrange_expert_padded), rows of each source, rows of each local expert; `number` comes last, in the first word
     int64_t *host_counts;
     int64_t number;
-    // more rows than there is room for
-    Anchor *anchor;
-    Fault *fault;
+    // kernels of another generation do nothing, nor does one after a fault; more rows than there is room for are a fault
+    Entry entry;
     int32_t payload_count;
     int32_t reserved;
     ArrangePayload payloads[max_payloads];
@@ -76,6 +82,7 @@ struct GatherExperts {
     uint64_t input_stride;
     unsigned char *output;         // dense rows of row_bytes
     uint64_t row_bytes;
+    Entry entry;
 };
 
 // Packed rows back to where rank-major ones are.
@@ -88,6 +95,7 @@ struct Unpack {
     uint64_t row_bytes;
     int32_t width;
     int32_t reserved;
+    Entry entry;
 };
 
 // Adds 1 to an expert's count for each (token, k) that names it.
@@ -99,12 +107,13 @@ struct CountLoads {
     int32_t top_k;
     ExpertRanks owners;
     int64_t *counts;               // [experts]
+    Entry entry;
 };
 
 namespace host {
 
-// Rows that came, when they are more than there is room for; nothing is written behind the last then. Else 0.
-int64_t arrange(const ArrangeParams &params);
+// A fault when more rows came than there is room for; nothing is written behind the last.
+Fault arrange(const ArrangeParams &params);
 void gather_experts(const GatherExperts &params);
 void unpack(const Unpack &params);
 void count_loads(const CountLoads &params);

@@ -97,6 +97,8 @@ struct Fault {
     int32_t peer;
     uint32_t phase;
     uint32_t stale;  // a graph of an older generation was replayed; does not harm the present workspace
+    int64_t needed = 0;  // fault_overflow: rows that came, of local expert `peer` or (-1) of all
+    int64_t room = 0;    // and that there is room for
 };
 
 // Lives from a manager's creation to its end, so that a kernel captured over an older workspace finds out before it touches

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace moelink::kernels::host {
@@ -85,7 +86,9 @@ void copy_rows(const ArrangeParams &params, int64_t to, int64_t from) {
     }
 }
 
-int64_t pack(const ArrangeParams &params) {
+Fault overflow(int32_t expert, int64_t needed, int64_t room) { return {fault_overflow, expert, phase_dispatch, 0, needed, room}; }
+
+Fault pack(const ArrangeParams &params) {
     int64_t next = 0;
     for (int32_t source = 0; source < params.ranks; ++source) {
         params.rank_offsets[source] = static_cast<int32_t>(next);
@@ -104,17 +107,19 @@ int64_t pack(const ArrangeParams &params) {
     });
     std::fill(params.out_ids + room * params.top_k, params.out_ids + params.rows * params.top_k, params.invalid_id);
     std::fill(params.row_sources + room * 3, params.row_sources + params.rows * 3, -1);
-    return next > params.rows ? next : 0;
+    return next > params.rows ? overflow(-1, next, params.rows) : Fault{};
 }
 
-int64_t by_expert(const ArrangeParams &params) {
+Fault by_expert(const ArrangeParams &params) {
     const int64_t end = find_offsets(params);
-    tell_host(params, end);
+    const int64_t came = std::accumulate(params.expert_counts, params.expert_counts + params.local_experts, int64_t{0});
+    tell_host(params, params.arrangement == arrange_expert_padded ? came : end);
     std::fill(params.row_from, params.row_from + params.rows, int64_t{-1});
     std::fill(params.row_sources, params.row_sources + params.rows * 3, -1);
     if (params.row_weights != nullptr) std::fill(params.row_weights, params.row_weights + params.rows, 0.0f);
     std::vector<int64_t> next(params.expert_offsets, params.expert_offsets + params.local_experts);
-    int64_t overflow = end > params.rows && params.arrangement == arrange_expert_major ? end : 0;
+    Fault fault{};
+    if (params.arrangement == arrange_expert_major && end > params.rows) fault = overflow(-1, end, params.rows);
     each_row(params, [&](int32_t source, int32_t row, int64_t at) {
         for (int k = 0; k < params.top_k; ++k) {
             int64_t &place = params.places[at * params.top_k + k];
@@ -123,7 +128,7 @@ int64_t by_expert(const ArrangeParams &params) {
             if (expert < 0) continue;
             const int64_t to = next[static_cast<size_t>(expert)]++;
             if (params.arrangement == arrange_expert_padded && to >= params.expert_offsets[expert + 1]) {
-                overflow = std::max(overflow, to + 1 - params.expert_offsets[expert]);
+                fault = overflow(expert, params.expert_counts[expert], params.expert_rows);
                 continue;
             }
             if (to >= params.rows) continue;
@@ -136,18 +141,18 @@ int64_t by_expert(const ArrangeParams &params) {
     for (int64_t row = 0; row < std::min(end, params.rows); ++row) {
         if (params.row_from[row] >= 0 || params.zero_padding != 0) copy_rows(params, row, params.row_from[row]);
     }
-    return overflow;
+    return fault;
 }
 
 }  // namespace
 
-int64_t arrange(const ArrangeParams &params) {
+Fault arrange(const ArrangeParams &params) {
     if (params.arrangement == arrange_packed) return pack(params);
     if (params.arrangement != arrange_counts) return by_expert(params);
     int64_t rows = 0;
     for (int32_t source = 0; source < params.ranks; ++source) rows += params.recv_counts[source];
     tell_host(params, rows);
-    return 0;
+    return {};
 }
 
 void gather_experts(const GatherExperts &params) {

@@ -26,7 +26,7 @@ __device__ __forceinline__ int64_t segment_begin(const ArrangeParams &params, in
 }
 
 // One (row, k) a lane.
-struct Entry {
+struct Pair {
     int64_t row;     // rank-major
     int32_t source;
     int32_t token_row;  // of its source
@@ -34,7 +34,7 @@ struct Entry {
     int32_t expert;  // its place among this rank's; -1: none
     bool came;
 
-    __device__ Entry(const ArrangeParams &params, int64_t at) {
+    __device__ Pair(const ArrangeParams &params, int64_t at) {
         row = at / params.top_k;
         k = static_cast<int32_t>(at - row * params.top_k);
         source = static_cast<int32_t>(row / params.capacity);
@@ -51,28 +51,40 @@ struct Entry {
     }
 };
 
-// Calls body(entry, entry's number, lanes of the same expert) for a segment, 32 at a time and in order.
+// Calls body(pair, pair's number, lanes of the same expert) for a segment, 32 at a time and in order.
 template <class Body>
-__device__ __forceinline__ void each_entry(const ArrangeParams &params, int segment, Body &&body) {
+__device__ __forceinline__ void each_pair(const ArrangeParams &params, int segment, Body &&body) {
     const int64_t end = segment_begin(params, segment + 1);
     for (int64_t first = segment_begin(params, segment); first < end; first += 32) {
         const int64_t at = first + threadIdx.x % 32;
-        const Entry entry(params, at);
-        body(entry, at, __match_any_sync(all_lanes, entry.expert));
+        const Pair pair(params, at);
+        body(pair, at, __match_any_sync(all_lanes, pair.expert));
         __syncwarp();
     }
 }
 
 __device__ __forceinline__ bool leads(unsigned lanes) { return __ffs(static_cast<int>(lanes)) - 1 == static_cast<int>(threadIdx.x % 32); }
 
+// A kernel's entry, by all threads; false: do nothing. A graph may be older than the workspace, and an earlier kernel may have left a fault.
+__device__ bool enter(const Entry &entry) {
+    bool stay = true;
+    if (threadIdx.x == 0) {
+        const bool stale = *static_cast<volatile uint64_t *>(&entry.anchor->generation) != entry.generation;
+        if (stale) static_cast<volatile Fault *>(entry.fault)->stale = 1;
+        stay = !stale && *static_cast<volatile uint32_t *>(&entry.anchor->faulted) == 0u;
+    }
+    return __syncthreads_and(stay);
+}
+
 __global__ void __launch_bounds__(segment_threads) count_kernel(const __grid_constant__ ArrangeParams params) {
+    if (!enter(params.entry)) return;
     const int segment = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
     if (segment >= params.segments) return;
     int32_t *counts = params.segment_counts + int64_t{segment} * params.local_experts;
     for (int expert = threadIdx.x % 32; expert < params.local_experts; expert += 32) counts[expert] = 0;
     __syncwarp();
-    each_entry(params, segment, [&](const Entry &entry, int64_t, unsigned lanes) {
-        if (entry.expert >= 0 && leads(lanes)) counts[entry.expert] += __popc(lanes);
+    each_pair(params, segment, [&](const Pair &pair, int64_t, unsigned lanes) {
+        if (pair.expert >= 0 && leads(lanes)) counts[pair.expert] += __popc(lanes);
     });
 }
 
@@ -98,10 +110,12 @@ __device__ int64_t sum_before(int64_t mine, int64_t *total) {
 }
 
 // The first fault of a manager is kept, as signal.cuh's report does.
-__device__ void report_overflow(const ArrangeParams &params) {
-    if (atomicCAS(&params.anchor->faulted, 0u, static_cast<uint32_t>(fault_overflow)) != 0u) return;
-    volatile Fault *fault = params.fault;
-    fault->peer = params.rank;
+__device__ void report_overflow(const ArrangeParams &params, int32_t expert, int64_t needed, int64_t room) {
+    if (atomicCAS(&params.entry.anchor->faulted, 0u, static_cast<uint32_t>(fault_overflow)) != 0u) return;
+    volatile Fault *fault = params.entry.fault;
+    fault->peer = expert;
+    fault->needed = needed;
+    fault->room = room;
     fault->phase = phase_dispatch;
     __threadfence_system();
     fault->code = fault_overflow;
@@ -131,8 +145,7 @@ __device__ __forceinline__ void no_source(const ArrangeParams &params, int64_t r
 // First rows of the experts, and the rows between them. By one block, when all counts are there.
 __device__ void find_offsets(const ArrangeParams &params) {
     const bool padded = params.arrangement == arrange_expert_padded;
-    int64_t next = 0;
-    bool overflow = false;
+    int64_t next = 0, came = 0;
     for (int first = 0; first < params.local_experts; first += blockDim.x) {
         const int expert = first + static_cast<int>(threadIdx.x);
         const bool is = expert < params.local_experts;
@@ -140,21 +153,24 @@ __device__ void find_offsets(const ArrangeParams &params) {
         const int64_t room = !is ? 0 : padded ? params.expert_rows : (count + params.alignment - 1) / params.alignment * params.alignment;
         int64_t total;
         const int64_t begin = next + sum_before(room, &total);
-        overflow = overflow || count > room || (is && !padded && begin + room > params.rows);
+        if (count > room) report_overflow(params, expert, count, room);
         if (is) params.expert_offsets[expert] = static_cast<int32_t>(begin);
         for (int64_t row = begin + count; !padded && row < min(begin + room, params.rows); ++row) {
             params.row_from[row] = -1;
             no_source(params, row);
         }
         next += total;
+        sum_before(count, &total);
+        came += total;
     }
     if (threadIdx.x == 0) params.expert_offsets[params.local_experts] = static_cast<int32_t>(next);
-    if (overflow) report_overflow(params);
-    tell_host(params, next);
+    if (threadIdx.x == 0 && !padded && next > params.rows) report_overflow(params, -1, next, params.rows);
+    tell_host(params, padded ? came : next);
 }
 
 // One expert a block: its rows before each segment.
 __global__ void __launch_bounds__(scan_threads) scan_kernel(const __grid_constant__ ArrangeParams params) {
+    if (!enter(params.entry)) return;
     for (int expert = blockIdx.x; expert < params.local_experts; expert += gridDim.x) {
         const bool is = static_cast<int>(threadIdx.x) < params.segments;
         int32_t *count = params.segment_counts + int64_t{threadIdx.x} * params.local_experts + expert;
@@ -175,26 +191,27 @@ __global__ void __launch_bounds__(scan_threads) scan_kernel(const __grid_constan
 }
 
 __global__ void __launch_bounds__(segment_threads) place_kernel(const __grid_constant__ ArrangeParams params) {
+    if (!enter(params.entry)) return;
     const int segment = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
     if (segment >= params.segments) return;
     int32_t *next = params.segment_counts + int64_t{segment} * params.local_experts;
-    each_entry(params, segment, [&](const Entry &entry, int64_t at, unsigned lanes) {
-        const int32_t nth = entry.expert >= 0 ? next[entry.expert] + __popc(lanes & ((1u << threadIdx.x % 32) - 1u)) : 0;
+    each_pair(params, segment, [&](const Pair &pair, int64_t at, unsigned lanes) {
+        const int32_t nth = pair.expert >= 0 ? next[pair.expert] + __popc(lanes & ((1u << threadIdx.x % 32) - 1u)) : 0;
         __syncwarp();
-        if (entry.expert >= 0 && leads(lanes)) next[entry.expert] += __popc(lanes);
-        if (!entry.came) return;
+        if (pair.expert >= 0 && leads(lanes)) next[pair.expert] += __popc(lanes);
+        if (!pair.came) return;
         int64_t to = -1;
-        if (entry.expert >= 0) {
-            to = int64_t{params.expert_offsets[entry.expert]} + nth;
+        if (pair.expert >= 0) {
+            to = int64_t{params.expert_offsets[pair.expert]} + nth;
             const bool fits = params.arrangement == arrange_expert_padded ? nth < params.expert_rows : to < params.rows;
             if (!fits) to = -1;
         }
         params.places[at] = to;
         if (to < 0) return;
-        params.row_from[to] = entry.row;
-        params.row_sources[to * 3] = entry.source;
-        params.row_sources[to * 3 + 1] = entry.token(params);
-        params.row_sources[to * 3 + 2] = entry.k;
+        params.row_from[to] = pair.row;
+        params.row_sources[to * 3] = pair.source;
+        params.row_sources[to * 3 + 1] = pair.token(params);
+        params.row_sources[to * 3 + 2] = pair.k;
         if (params.row_weights != nullptr) params.row_weights[to] = params.weights[at];
     });
 }
@@ -214,6 +231,7 @@ __device__ __forceinline__ void copy_payloads(const ArrangeParams &params, const
 }
 
 __global__ void __launch_bounds__(block_threads, 1) fill_kernel(const __grid_constant__ ArrangeParams params) {
+    if (!enter(params.entry)) return;
     const bool padded = params.arrangement == arrange_expert_padded;
     const int64_t end = min(int64_t{params.expert_offsets[params.local_experts]}, params.rows);
     const Teams teams((end + gridDim.x - 1) / gridDim.x);
@@ -259,15 +277,16 @@ __device__ __forceinline__ int32_t source_of(const int64_t *offsets, int32_t ran
 }
 
 __global__ void __launch_bounds__(block_threads, 1) pack_kernel(const __grid_constant__ ArrangeParams params) {
+    if (!enter(params.entry)) return;
     __shared__ int64_t offsets[most_ranks + 1];
     find_rank_offsets(params.recv_counts, params.ranks, offsets);
     const int64_t all = offsets[params.ranks];
     if (blockIdx.x == 0) {
         if (params.arrangement == arrange_packed) {
             for (int rank = threadIdx.x; rank <= params.ranks; rank += blockDim.x) params.rank_offsets[rank] = static_cast<int32_t>(offsets[rank]);
-            if (all > params.rows && threadIdx.x == 0) report_overflow(params);
         }
         tell_host(params, all);
+        if (params.arrangement == arrange_packed && all > params.rows && threadIdx.x == 0) report_overflow(params, -1, all, params.rows);
     }
     if (params.arrangement != arrange_packed) return;
     const int64_t end = min(all, params.rows);
@@ -299,6 +318,7 @@ __global__ void __launch_bounds__(block_threads, 1) pack_kernel(const __grid_con
 
 template <class T, int Count>
 __global__ void __launch_bounds__(block_threads, 1) gather_experts_kernel(const __grid_constant__ GatherExperts params) {
+    if (!enter(params.entry)) return;
     using P = Pack<T, Count>;
     const int64_t rows = int64_t{params.ranks} * params.capacity, packs = static_cast<int64_t>(params.row_bytes / sizeof(P));
     const Teams teams((rows + gridDim.x - 1) / gridDim.x);
@@ -330,6 +350,7 @@ GatherKernel choose_gather(int32_t value_type, bool whole) {
 }
 
 __global__ void __launch_bounds__(block_threads, 1) unpack_kernel(const __grid_constant__ Unpack params) {
+    if (!enter(params.entry)) return;
     __shared__ int64_t offsets[most_ranks + 1];
     find_rank_offsets(params.recv_counts, params.ranks, offsets);
     const int64_t rows = offsets[params.ranks];
@@ -343,6 +364,7 @@ __global__ void __launch_bounds__(block_threads, 1) unpack_kernel(const __grid_c
 }
 
 __global__ void count_loads_kernel(const CountLoads params) {
+    if (!enter(params.entry)) return;
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
     for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < int64_t{tokens} * params.top_k; i += int64_t{gridDim.x} * blockDim.x) {

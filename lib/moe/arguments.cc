@@ -41,7 +41,7 @@ void check_budget(int32_t budget) {
     if (budget < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "sm_budget is {}, must be 0 or more", budget);
 }
 
-void check_layout(const moelink_dispatch_args &args, const Config &config) {
+void check_layout(const moelink_dispatch_args &args, const Config &config, int ranks) {
     if (args.layout < MOELINK_LAYOUT_RANK_MAJOR || args.layout > MOELINK_LAYOUT_EXPERT_PADDED) {
         fail(MOELINK_ERR_UNSUPPORTED, "layout is {}, which this library does not know", args.layout);
     }
@@ -53,6 +53,14 @@ void check_layout(const moelink_dispatch_args &args, const Config &config) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "alignment is {}, must be 0 to the config's {}", args.alignment, config.alignment);
     }
     if (args.output_rows < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "output_rows is {}", args.output_rows);
+    const int64_t received = int64_t{ranks} * config.max_tokens;
+    if (args.layout == MOELINK_LAYOUT_RANK_MAJOR && args.outputs != nullptr && args.output_rows != 0 && args.output_rows < received) {
+        fail(MOELINK_ERR_TOO_SMALL, "output_rows is {}; {} needs {}, slots_per_rank {} for each of {} ranks", args.output_rows,
+             moelink_layout_name(args.layout), received, config.max_tokens, ranks);
+    }
+    if ((args.flags & MOELINK_DISPATCH_F_NO_ROUTING) != 0 && args.layout > MOELINK_LAYOUT_PACKED) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "layout is {}, and with MOELINK_DISPATCH_F_NO_ROUTING rows have no experts", moelink_layout_name(args.layout));
+    }
 }
 
 void check_rank_tokens(const moelink_dispatch_args &args, const Group &group) {
@@ -63,8 +71,9 @@ void check_rank_tokens(const moelink_dispatch_args &args, const Group &group) {
              group.size());
     }
     const int64_t mine = args.rank_tokens[group.rank()];
-    const bool cached = (args.flags & MOELINK_DISPATCH_F_CACHED_ROUTING) != 0;  // its count may have been on the device
-    if (mine != args.num_tokens && args.num_tokens_device == nullptr && !cached) {
+    // What a repeated dispatch calls num_tokens may be the bound of a count on the device.
+    const bool bound = args.num_tokens_device != nullptr || (args.flags & MOELINK_DISPATCH_F_CACHED_ROUTING) != 0;
+    if (mine != args.num_tokens && !bound) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "rank_tokens[{}] is {} and num_tokens {}; they must be equal", group.rank(), mine, args.num_tokens);
     }
 }
@@ -134,7 +143,7 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     if (!call.routed && (call.cached || args.topk_ids != nullptr || args.topk_weights != nullptr)) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is set, and topk_ids, topk_weights or MOELINK_DISPATCH_F_CACHED_ROUTING is there too");
     }
-    check_layout(args, config);
+    check_layout(args, config, group.size());
     check_rank_tokens(args, group);
     check_address("load_counts", args.load_counts, sizeof(int64_t));
     check_routing(args, config, call.routed && !call.cached);

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <thread>
 
 namespace moelink {
 
@@ -68,7 +66,8 @@ Arrangement::Sizes Arrangement::sizes(const Config &config, int rank, int ranks)
     return result;
 }
 
-Arrangement::Arrangement(const Device &device, const Config &config, const kernels::ExpertRanks &owners, int rank, int ranks, Faults &faults)
+Arrangement::Arrangement(const Device &device, const Config &config, const kernels::ExpertRanks &owners, int rank, int ranks, Faults &faults,
+                         uint64_t generation)
     : device_(device), ranks_(ranks), capacity_(config.max_tokens), local_experts_(config.experts_of(rank, ranks)) {
     const Shape shape(config, rank, ranks);
     const bool other = (config.layouts & other_layouts) != 0, experts = (config.layouts & expert_layouts) != 0;
@@ -81,8 +80,7 @@ Arrangement::Arrangement(const Device &device, const Config &config, const kerne
     params_.local_experts = local_experts_;
     params_.owners = owners;
     params_.segments = static_cast<int32_t>(shape.segments);
-    params_.anchor = faults.anchor();
-    params_.fault = faults.device_view();
+    params_.entry = {generation, faults.anchor(), faults.device_view()};
     if (tells_counts_) {
         void *view = nullptr;
         host_counts_ = device_.allocate_pinned((static_cast<size_t>(kernels::host_counts_head + ranks) + shape.experts) * sizeof(int64_t), &view);
@@ -192,15 +190,11 @@ Arranged Arrangement::prepare(const DispatchCall &call, const Received &received
     return result;
 }
 
-void Arrangement::arrange(moelink_stream stream) const {
-    if (device_.on_cuda()) {
-        DeviceGuard guard(device_);
-        check_launch(kernels::cuda::arrange(params_, stream), "arranging rows");
-    } else if (const int64_t rows = kernels::host::arrange(params_); rows > 0) {
-        const bool padded = params_.arrangement == kernels::arrange_expert_padded;
-        fail(MOELINK_ERR_TOO_SMALL, "{} rows came{}, and config.layout_rows or output_rows has room for {}", rows, padded ? " for one expert" : "",
-             padded ? params_.expert_rows : params_.rows);
-    }
+kernels::Fault Arrangement::arrange(moelink_stream stream) const {
+    if (!device_.on_cuda()) return kernels::host::arrange(params_);
+    DeviceGuard guard(device_);
+    check_launch(kernels::cuda::arrange(params_, stream), "arranging rows");
+    return {};
 }
 
 void Arrangement::restore(CombineCall &call, moelink_stream stream) const {
@@ -218,6 +212,7 @@ void Arrangement::restore(CombineCall &call, moelink_stream stream) const {
         unpack.output = scratch_.as();
         unpack.row_bytes = input.row_bytes;
         unpack.width = kernels::access_width(bits);
+        unpack.entry = params_.entry;
         if (device_.on_cuda()) {
             check_launch(kernels::cuda::unpack(unpack, stream), "unpacking rows");
         } else {
@@ -238,6 +233,7 @@ void Arrangement::restore(CombineCall &call, moelink_stream stream) const {
         gather.input_stride = input.row_stride;
         gather.output = scratch_.as();
         gather.row_bytes = input.row_bytes;
+        gather.entry = params_.entry;
         if (device_.on_cuda()) {
             check_launch(kernels::cuda::gather_experts(gather, stream), "adding experts' rows");
         } else {
@@ -248,18 +244,16 @@ void Arrangement::restore(CombineCall &call, moelink_stream stream) const {
     call.input = back;
 }
 
-void Arrangement::counts(uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) const {
+bool Arrangement::told() const {
     if (!tells_counts_) {
         fail(MOELINK_ERR_INVALID_STATE, "the config has no other layout than rank-major and no MOELINK_MANAGER_F_COUNTS, so dispatches tell no counts");
     }
     if (params_.number == 0) fail(MOELINK_ERR_INVALID_STATE, "the slot has had no dispatch");
-    auto *words = static_cast<int64_t *>(host_counts_);
-    const Deadline deadline = Deadline::after_ns(timeout_ns);
-    constexpr int looks = 1000;  // before the thread begins to sleep between them
-    for (int look = 0; std::atomic_ref<int64_t>(words[0]).load(std::memory_order_acquire) != params_.number; ++look) {
-        if (deadline.passed()) fail(MOELINK_ERR_TIMEOUT, "the counts of the dispatch did not come within {} ms", timeout_ns / 1000000);
-        if (look > looks) std::this_thread::sleep_for(std::chrono::microseconds(50));
-    }
+    return std::atomic_ref<int64_t>(*static_cast<int64_t *>(host_counts_)).load(std::memory_order_acquire) == params_.number;
+}
+
+void Arrangement::counts(int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) const {
+    const auto *words = static_cast<const int64_t *>(host_counts_);
     const int64_t *of_ranks = words + kernels::host_counts_head;
     *rows = words[1];
     if (rank_rows != nullptr) std::copy_n(of_ranks, ranks_, rank_rows);
@@ -267,16 +261,17 @@ void Arrangement::counts(uint64_t timeout_ns, int64_t *rank_rows, int64_t *exper
     if (expert_rows != nullptr && experts) std::copy_n(of_ranks + ranks_, local_experts_, expert_rows);
 }
 
-void count_loads(const Device &device, const kernels::ExpertRanks &owners, const Config &config, const moelink_dispatch_args &args,
-                 moelink_stream stream) {
+void count_loads(const Device &device, const kernels::ExpertRanks &owners, const kernels::Entry &entry, int32_t top_k,
+                 const moelink_dispatch_args &args, moelink_stream stream) {
     kernels::CountLoads params{};
     params.ids = args.topk_ids;
     params.ids_bytes = args.topk_ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4;
     params.tokens = args.num_tokens;
     params.tokens_device = args.num_tokens_device;
-    params.top_k = config.top_k;
+    params.top_k = top_k;
     params.owners = owners;
     params.counts = args.load_counts;
+    params.entry = entry;
     if (device.on_cuda()) {
         DeviceGuard guard(device);
         check_launch(kernels::cuda::count_loads(params, stream), "counting loads");

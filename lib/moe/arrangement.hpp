@@ -32,7 +32,7 @@ public:
     };
 
     // Throws OUT_OF_MEMORY.
-    Arrangement(const Device &device, const Config &config, const kernels::ExpertRanks &owners, int rank, int ranks, Faults &faults);
+    Arrangement(const Device &device, const Config &config, const kernels::ExpertRanks &owners, int rank, int ranks, Faults &faults, uint64_t generation);
     Arrangement(const Arrangement &) = delete;
     Arrangement &operator=(const Arrangement &) = delete;
     ~Arrangement();
@@ -44,13 +44,17 @@ public:
     bool works_on(const DispatchCall &call) const;
     // Where everything of a dispatch will be. Its payloads are what the back end was told to receive as views.
     Arranged prepare(const DispatchCall &call, const Received &received);
-    // Puts in order what prepare was told of. Stream-ordered; on the host throws TOO_SMALL when there are more rows than room.
-    void arrange(moelink_stream stream) const;
+    // Puts in order what prepare was told of. More rows than room: a fault, on the host at once, on CUDA reported as kernels do.
+    kernels::Fault arrange(moelink_stream stream) const;
     // Brings the input of a combine back into the order in which its rows came.
     void restore(CombineCall &call, moelink_stream stream) const;
 
-    // Waits for the counts of the last dispatch. Throws INVALID_STATE, TIMEOUT.
-    void counts(uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) const;
+    // Whether the counts of the last dispatch are there, and what they are then. Throws INVALID_STATE when none will come.
+    bool told() const;
+    void counts(int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) const;
+
+    const kernels::Entry &entry() const { return params_.entry; }
+    int32_t local_experts() const { return local_experts_; }
 
 private:
     int64_t rows_of(int32_t layout, int64_t output_rows) const;
@@ -70,7 +74,7 @@ private:
 };
 
 // Adds the experts that a dispatch's tokens name to its load_counts.
-void count_loads(const Device &device, const kernels::ExpertRanks &owners, const Config &config, const moelink_dispatch_args &args,
-                 moelink_stream stream);
+void count_loads(const Device &device, const kernels::ExpertRanks &owners, const kernels::Entry &entry, int32_t top_k,
+                 const moelink_dispatch_args &args, moelink_stream stream);
 
 }  // namespace moelink

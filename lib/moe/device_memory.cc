@@ -334,6 +334,8 @@ kernels::Fault Faults::seen() const {
     if (fault.code == kernels::fault_none) return fault;
     fault.peer = std::atomic_ref<int32_t>(host_view_->peer).load(std::memory_order_relaxed);
     fault.phase = std::atomic_ref<uint32_t>(host_view_->phase).load(std::memory_order_relaxed);
+    fault.needed = std::atomic_ref<int64_t>(host_view_->needed).load(std::memory_order_relaxed);
+    fault.room = std::atomic_ref<int64_t>(host_view_->room).load(std::memory_order_relaxed);
     return fault;
 }
 

@@ -21,7 +21,8 @@ Outcome describe_fault(const kernels::Fault &fault, const Group &group, uint64_t
         case kernels::fault_pairing:
             return {MOELINK_ERR_INVALID_STATE, fmt::format("{}: replayed out of turn; dispatch and combine of a slot must alternate", where)};
         case kernels::fault_overflow:
-            return {MOELINK_ERR_TOO_SMALL, fmt::format("{}: more rows came than config.layout_rows or output_rows has room for", where)};
+            return {MOELINK_ERR_TOO_SMALL, fmt::format("{}: {} rows came{}, and config.layout_rows or output_rows has room for {}", where, fault.needed,
+                                                       fault.peer < 0 ? "" : fmt::format(" for local expert {}", fault.peer), fault.room)};
         default: break;
     }
     std::string gone;

@@ -8,7 +8,9 @@
 #include "moe/fault.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
+#include <thread>
 
 namespace moelink {
 
@@ -96,7 +98,8 @@ void Manager::replace(const Config &mine, const Outcome &outcome) {
     std::vector<Slot> slots(static_cast<size_t>(config.slots));
     step(*group_, group_->deadline(), [&] {
         for (Slot &slot : slots) {
-            slot.arrangement = std::make_unique<Arrangement>(device_, config, owners.ranks(), group_->rank(), group_->size(), faults_);
+            slot.arrangement = std::make_unique<Arrangement>(device_, config, owners.ranks(), group_->rank(), group_->size(), faults_,
+                                                             generation_ + 1);
         }
     });
     std::unique_ptr<Backend> fresh = kind_.make(BackendParams{group_, device_, config, owners.ranks(), faults_, generation_ + 1});
@@ -214,8 +217,12 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     if (waits && !backend_->halves()) call.halves = kernels::both_halves;
     DispatchCall received_as = call;  // rows of another layout go to outputs from where they are received
     if (call.args.layout != MOELINK_LAYOUT_RANK_MAJOR) received_as.outputs = {};
+    // The caller's mark may be the id of an expert of ours. Experts' rows come without ids, so the mark is free.
+    if (call.args.layout == MOELINK_LAYOUT_EXPERT_MAJOR || call.args.layout == MOELINK_LAYOUT_EXPERT_PADDED) received_as.args.invalid_id = -1;
     const Received received = in_round(capturing, [&] { return backend_->dispatch(received_as, stream); });
-    if (call.args.load_counts != nullptr && call.routed && !call.cached) count_loads(device_, owners_.ranks(), config_, call.args, stream);
+    if (call.args.load_counts != nullptr && call.routed && !call.cached) {
+        count_loads(device_, owners_.ranks(), slot.arrangement->entry(), config_.top_k, call.args, stream);
+    }
     if (!capturing) slot.stage = waits ? Stage::sent : Stage::dispatched;
     slot.routed = true;
     slot.dispatch = received_as;
@@ -237,7 +244,7 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     result.topk_ids = call.routed ? arranged.topk_ids : nullptr;
     result.topk_weights = call.weights ? arranged.topk_weights : nullptr;
     result.recv_counts = received.recv_counts;
-    result.local_experts = config_.experts_of(group_->rank(), group_->size());
+    result.local_experts = slot.arrangement->local_experts();
     result.rank_offsets = arranged.rank_offsets;
     result.expert_counts = arranged.expert_counts;
     result.expert_offsets = arranged.expert_offsets;
@@ -252,7 +259,10 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
 void Manager::arrange(const Slot &slot, moelink_stream stream) {
     if (!slot.arrangement->works_on(slot.dispatch)) return;
     try {
-        slot.arrangement->arrange(stream);
+        const kernels::Fault fault = slot.arrangement->arrange(stream);
+        if (fault.code == kernels::fault_none) return;
+        const Outcome outcome = describe_fault(fault, *group_, config_.timeout_ns);
+        fail(outcome.status, "{}", outcome.text);
     } catch (const Error &error) {
         // The others have their rows and go on; here some are missing, so the round is lost.
         lose_round(error.status(), error.text());
@@ -263,7 +273,17 @@ void Manager::arrange(const Slot &slot, moelink_stream stream) {
 void Manager::counts(int32_t number, uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) {
     if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "counts need a workspace; call init or ensure first");
     const Slot &slot = find_slot(number);
-    slot.arrangement->counts(timeout_ns != 0 ? timeout_ns : config_.timeout_ns, rank_rows, expert_rows, rows);
+    const uint64_t wait_ns = timeout_ns != 0 ? timeout_ns : config_.timeout_ns;
+    const Deadline deadline = Deadline::after_ns(wait_ns);
+    constexpr int looks = 1000;  // before the thread begins to sleep between them
+    for (int look = 0; !slot.arrangement->told(); ++look) {
+        if (poll_fault() && !slot.arrangement->told()) {
+            fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", fault_text());
+        }
+        if (deadline.passed()) fail(MOELINK_ERR_TIMEOUT, "the counts of the dispatch did not come within {} ms", wait_ns / 1000000);
+        if (look > looks) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    slot.arrangement->counts(rank_rows, expert_rows, rows);
 }
 
 void Manager::check_input_rows(const Slot &slot, const CombineCall &call) const {

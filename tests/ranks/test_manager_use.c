@@ -278,6 +278,7 @@ static void bad_dispatch(rank_context *ctx, moelink_manager *manager, const moe_
     REFUSE(payloads, NULL, MOELINK_ERR_INVALID_ARGUMENT, "payloads");
     REFUSE(flags, 1u << 31, MOELINK_ERR_UNSUPPORTED, "flags");
     rows[0].row_bytes = 161;
+    rows[0].row_stride = 0;
     REFUSE(slot, 0, MOELINK_ERR_TOO_SMALL, "161");
     REFUSE(slot, 0, MOELINK_ERR_TOO_SMALL, "160");
     rows[0].row_bytes = 0;

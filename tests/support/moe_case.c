@@ -45,6 +45,17 @@ void moe_geometry_random(uint64_t seed, int ranks, uint64_t values, moe_geometry
     if (out->vectors) out->row_bytes[1] = (out->row_bytes[1] + 15) / 16 * 16;
     out->combine_row_bytes = hidden * 4;
     out->slots = random_chance(&state, 60) ? 1 : random_range(&state, 2, 4);
+    if (random_chance(&state, 40)) moe_geometry_map(seed, out);
+}
+
+void moe_geometry_map(uint64_t seed, moe_geometry *out) {
+    uint64_t state = random_mix(seed, 3);
+    int idle = random_chance(&state, 30) ? random_range(&state, 0, out->ranks - 1) : -1; /* owns nothing */
+    out->mapped = 1;
+    for (int expert = 0; expert < out->experts; ++expert) {
+        int rank = random_range(&state, 0, out->ranks - 1);
+        out->expert_ranks[expert] = random_chance(&state, 15) || rank == idle ? -1 : rank;
+    }
 }
 
 /* Payloads 0 and 1 become a quantized one and its scales, where the workspace has the room. */
@@ -105,6 +116,12 @@ void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *ou
     out->mode = out->weights && random_chance(&state, 40) ? MOELINK_COMBINE_WEIGHTED : MOELINK_COMBINE_SUM;
     static const int32_t marks[] = {-1, -1, INT32_MIN, INT32_MAX, -7};
     out->invalid_id = random_chance(&state, 20) ? geometry->experts : marks[random_range(&state, 0, 4)];
+    if (geometry->layouts == 0) return;
+    if (random_chance(&state, 20)) out->invalid_id = random_range(&state, 0, geometry->experts - 1); /* may be an id of the receiver's */
+    out->layout = random_range(&state, MOELINK_LAYOUT_RANK_MAJOR, MOELINK_LAYOUT_EXPERT_PADDED);
+    out->alignment = random_chance(&state, 30) ? geometry->alignment : random_range(&state, 0, geometry->alignment);
+    int named_twice = out->ids_style != MOE_IDS_DISTINCT || geometry->experts <= geometry->top_k;
+    if (out->layout == MOELINK_LAYOUT_EXPERT_PADDED && named_twice) out->layout = MOELINK_LAYOUT_EXPERT_MAJOR;
 }
 
 void moe_round_plain(uint64_t seed, int ranks, int tokens, uint64_t hidden, int32_t dtype, moe_round *out) {
@@ -146,6 +163,10 @@ moelink_manager_config moe_config(const moe_geometry *geometry, int rank) {
     config.combine_row_bytes = geometry->combine_row_bytes;
     config.slots = geometry->slots;
     config.flags = geometry->flags;
+    if (geometry->mapped) config.expert_ranks = geometry->expert_ranks;
+    config.layouts = geometry->layouts;
+    config.alignment = geometry->alignment;
+    config.layout_rows = geometry->layout_rows;
     return config;
 }
 

@@ -10,6 +10,8 @@
 extern "C" {
 #endif
 
+enum { MOE_MOST_EXPERTS = 512 };
+
 /* What a manager is made for. */
 typedef struct moe_geometry {
     uint64_t seed;
@@ -23,6 +25,11 @@ typedef struct moe_geometry {
     uint64_t combine_row_bytes;
     int slots;
     uint32_t flags;  /* MOELINK_MANAGER_F_* */
+    int mapped;      /* who owns which expert is in expert_ranks; else ranks own them in order */
+    int32_t expert_ranks[MOE_MOST_EXPERTS];
+    uint32_t layouts; /* as in the config: those that rounds draw from besides RANK_MAJOR */
+    int32_t alignment;
+    int64_t layout_rows;
     int vectors; /* all rows are whole 16-byte vectors; most ranks' tensors then lie at multiples of 16 bytes too */
 } moe_geometry;
 
@@ -51,6 +58,8 @@ typedef struct moe_round {
     int again;        /* after it, its routing is repeated for other rows */
     int cached;       /* it repeats the routing of the round before it */
     int plain;        /* no odd addresses, strides or own buffers */
+    int32_t layout;
+    int32_t alignment;
 } moe_round;
 
 /* values: bound on tokens of one rank times values of one row, which sets how long a case takes. */
@@ -61,7 +70,14 @@ void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *ou
 void moe_round_plain(uint64_t seed, int ranks, int tokens, uint64_t hidden, int32_t dtype, moe_round *out);
 void moe_geometry_plain(int ranks, int tokens, int top_k, int experts, uint64_t hidden, int32_t dtype, moe_geometry *out);
 
-/* payload_row_bytes points into the geometry. */
+/* Any map of experts to ranks, some to none. */
+void moe_geometry_map(uint64_t seed, moe_geometry *out);
+/* -1: of no rank. */
+int moe_owner(const moe_geometry *geometry, int64_t id);
+/* As token_ranks. */
+int moe_token_ranks(const moe_geometry *geometry, const int64_t *ids, unsigned char *marks);
+
+/* payload_row_bytes and expert_ranks point into the geometry. */
 moelink_manager_config moe_config(const moe_geometry *geometry, int rank);
 
 /* The values of a round, of any rank. */
@@ -87,6 +103,8 @@ typedef struct moe_flight {
     int64_t capacity; /* rows from one source */
     int tokens, bound;
     void *staging;
+    int64_t output_rows; /* of each own output; 0: not said */
+    guarded loads; /* load_counts: each entry begins with its index */
     guarded ids, weights, tokens_device, input[MOELINK_MAX_PAYLOADS], output[MOELINK_MAX_PAYLOADS], expert, result;
     moelink_rows payloads[MOELINK_MAX_PAYLOADS], outputs[MOELINK_MAX_PAYLOADS], received[MOELINK_MAX_PAYLOADS];
     int64_t rank_tokens[RANKS_MAX];
@@ -94,6 +112,35 @@ typedef struct moe_flight {
     moelink_dispatched dispatched;
     moelink_combine_args combine;
 } moe_flight;
+
+/* A row as it must lie on this rank. */
+typedef struct moe_place {
+    int64_t row;
+    int source, token;
+    int k;     /* -1 but in the EXPERT layouts */
+    int local; /* the token has an expert here */
+} moe_place;
+
+/* All of them, in order, and what must be said of them. */
+typedef struct moe_rows {
+    int64_t count;
+    moe_place *places;
+    int32_t recv_counts[RANKS_MAX];
+    int experts;            /* of this rank */
+    int64_t *expert_counts; /* EXPERT layouts */
+    int64_t *expert_first;
+    int64_t end;            /* of the rows in use */
+} moe_rows;
+
+/* capacity: rows from one source in RANK_MAJOR; expert_rows: of each expert in EXPERT_PADDED. */
+void moe_rows_find(rank_context *ctx, const moe_geometry *geometry, const moe_round *round, int gathers, int64_t capacity,
+                   int64_t expert_rows, moe_rows *out);
+void moe_rows_free(moe_rows *rows);
+
+/* A dispatch into another layout than RANK_MAJOR: everything that it says and every row. Called by moe_flight_check_dispatch. */
+void moe_layout_check(rank_context *ctx, moe_flight *flight);
+/* Counts on the host, and load_counts, of any dispatch. */
+void moe_counts_check(rank_context *ctx, moe_flight *flight);
 
 /* Allocates and fills; local choices (own buffers, strides, odd addresses, counts on the device, ...) come from the seed. */
 void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *manager, int kind,

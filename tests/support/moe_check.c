@@ -38,7 +38,7 @@ static struct arrivals arrivals_from(rank_context *ctx, const moe_flight *flight
     moe_ids(geometry, round, source, result.ids);
     unsigned char marks[RANKS_MAX];
     for (int token = 0; token < tokens; ++token) {
-        token_ranks(result.ids + (int64_t)token * geometry->top_k, geometry->top_k, geometry->experts, ctx->size, marks);
+        moe_token_ranks(geometry, result.ids + (int64_t)token * geometry->top_k, marks);
         if (!marks[ctx->rank] && !gathers) continue;
         result.tokens[result.count] = token;
         result.local[result.count++] = marks[ctx->rank];
@@ -61,7 +61,7 @@ static void check_ids(rank_context *ctx, const moe_flight *flight, int source, c
             int32_t expected = flight->round.invalid_id;
             if (row < arrivals->count) {
                 int64_t id = arrivals->ids[(int64_t)arrivals->tokens[row] * top_k + k];
-                if (expert_owner(id, flight->geometry->experts, ctx->size) == ctx->rank) expected = (int32_t)id;
+                if (moe_owner(flight->geometry, id) == ctx->rank) expected = (int32_t)id;
             }
             if (got[row * top_k + k] == expected) continue;
             RANK_FAIL(ctx, "topk_ids of row %lld of %d from rank %d, k %d: %d, expected %d", (long long)row, arrivals->count,
@@ -121,8 +121,13 @@ static void check_payload(rank_context *ctx, const moe_flight *flight, int paylo
 
 void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight) {
     const moe_round *round = &flight->round;
+    moe_counts_check(ctx, flight); /* before the stream has been waited for */
     device_sync(ctx, flight->stream);
     RANK_OK(ctx, moelink_manager_fault(flight->manager));
+    if (round->layout != MOELINK_LAYOUT_RANK_MAJOR) {
+        moe_layout_check(ctx, flight);
+        return;
+    }
     int32_t *counts = download(ctx, flight->dispatched.recv_counts, (uint64_t)ctx->size * 4);
     /* A rank without tokens gets others' weights whatever it passed. */
     if (round->weights) {
@@ -158,30 +163,63 @@ void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight) {
     free(counts);
 }
 
+static int by_expert(const moe_round *round) {
+    return round->layout == MOELINK_LAYOUT_EXPERT_MAJOR || round->layout == MOELINK_LAYOUT_EXPERT_PADDED;
+}
+
+/* What an expert of a rank gives for (token, k), or (k -1) all experts of the rank together. */
+static void expert_row(const moe_round *round, int source, int token, int rank, int k, void *row) {
+    moe_expert_row(round, source, token, k < 0 ? rank : 1000 + k, row);
+}
+
 void moe_flight_experts(rank_context *ctx, moe_flight *flight) {
     const moe_round *round = &flight->round;
     uint64_t stride = flight->combine.input.row_stride, row_bytes = flight->combine.input.row_bytes;
-    uint64_t bytes = (uint64_t)(flight->capacity * ctx->size - 1) * stride + row_bytes;
+    uint64_t all = (uint64_t)flight->dispatched.row_capacity, bytes = all == 0 ? 0 : (all - 1) * stride + row_bytes;
     unsigned char *staging = host_memory(ctx, bytes);
     if (flight->in_place) {
         device_copy(ctx, staging, flight->combine.input.data, bytes);
     } else {
         memset(staging, 0xff, bytes); /* NaN: rows that mean nothing must not be read */
     }
-    for (int source = 0; source < ctx->size; ++source) {
-        struct arrivals arrivals = arrivals_from(ctx, flight, source);
-        for (int row = 0; row < arrivals.count; ++row) {
-            unsigned char *at = staging + ((uint64_t)(source * flight->capacity) + (uint64_t)row) * stride;
-            if (arrivals.local[row]) {
-                moe_expert_row(round, source, arrivals.tokens[row], ctx->rank, at);
-            } else {
-                memset(at, 0xff, row_bytes);
-            }
+    moe_rows rows;
+    int gathers = flight->kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER;
+    int64_t each = flight->dispatched.local_experts > 0 ? flight->dispatched.row_capacity / flight->dispatched.local_experts : 0;
+    moe_rows_find(ctx, flight->geometry, round, gathers, flight->capacity, each, &rows);
+    for (int64_t i = 0; i < rows.count; ++i) {
+        const moe_place *place = &rows.places[i];
+        unsigned char *at = staging + (uint64_t)place->row * stride;
+        if (place->local) {
+            expert_row(round, place->source, place->token, ctx->rank, place->k, at);
+        } else {
+            memset(at, 0xff, row_bytes);
         }
-        arrivals_free(&arrivals);
     }
+    moe_rows_free(&rows);
     device_copy(ctx, flight->combine.input.data, staging, bytes);
     free(staging);
+}
+
+/* A rank's rows of one token become one in fp32, in the order of k, and are rounded once: that row is what travels. */
+static void add_experts(const moe_flight *flight, int source, int token, int rank, const int64_t *ids, const float *weights, void *row,
+                        float *sum, combine_sum *sums) {
+    const moe_round *round = &flight->round;
+    memset(sum, 0, round->hidden * sizeof(*sum));
+    for (int k = 0; k < flight->geometry->top_k; ++k) {
+        if (moe_owner(flight->geometry, ids[k]) != rank) continue;
+        expert_row(round, source, token, rank, k, row);
+        for (uint64_t i = 0; i < round->hidden; ++i) {
+            volatile float value = value_load(row, round->dtype, i);
+            if (round->mode == MOELINK_COMBINE_WEIGHTED) value = weights[k] * value;
+            sum[i] += value;
+            sums[i].magnitude += fabs((double)value);
+        }
+    }
+    for (uint64_t i = 0; i < round->hidden; ++i) value_store(row, round->dtype, i, sum[i]);
+    for (uint64_t i = 0; i < round->hidden; ++i) {
+        sums[i].value += value_load(row, round->dtype, i);
+        ++sums[i].terms;
+    }
 }
 
 /* The sums of one token, [hidden], in double. */
@@ -191,14 +229,20 @@ static void add_token(rank_context *ctx, const moe_flight *flight, int token, co
     const moe_round *round = &flight->round;
     unsigned char marks[RANKS_MAX];
     memset(sums, 0, round->hidden * sizeof(*sums));
-    token_ranks(ids, geometry->top_k, geometry->experts, ctx->size, marks);
+    moe_token_ranks(geometry, ids, marks);
     for (int rank = 0; rank < ctx->size; ++rank) {
         if (!marks[rank]) continue;
+        if (by_expert(round)) {
+            float *sum = host_memory(ctx, round->hidden * sizeof(*sum));
+            add_experts(flight, ctx->rank, token, rank, ids, weights, row, sum, sums);
+            free(sum);
+            continue;
+        }
         double weight = 1, magnitude = 1;
         if (round->mode == MOELINK_COMBINE_WEIGHTED) {
             weight = magnitude = 0;
             for (int k = 0; k < geometry->top_k; ++k) {
-                if (expert_owner(ids[k], geometry->experts, ctx->size) != rank) continue;
+                if (moe_owner(geometry, ids[k]) != rank) continue;
                 weight += weights[k];
                 magnitude += fabs((double)weights[k]);
             }
@@ -223,6 +267,8 @@ void moe_flight_check_combine(rank_context *ctx, moe_flight *flight) {
     /* NCCL sums in the rows' own type and order. */
     int nccl = (geometry->flags & (MOELINK_MANAGER_F_NCCL | MOELINK_MANAGER_F_DETERMINISTIC)) == MOELINK_MANAGER_F_NCCL;
     int wire = nccl ? ctx->size - 1 : 0;
+    /* A GPU may take a product and a sum in one rounding, and round the row that travels to a neighbour. */
+    if (ctx->device == MOELINK_DEVICE_CUDA && by_expert(round) && round->mode == MOELINK_COMBINE_WEIGHTED) wire += 2;
     int weighted = round->mode == MOELINK_COMBINE_WEIGHTED ? geometry->top_k + 1 : 0;
     for (int token = 0; token < flight->tokens; ++token) {
         add_token(ctx, flight, token, ids + (int64_t)token * geometry->top_k, weights + (int64_t)token * geometry->top_k, row,

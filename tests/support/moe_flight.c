@@ -28,6 +28,43 @@ static int32_t any_budget(const moe_round *round, uint64_t *state) {
     return round->plain ? 0 : budgets[random_range(state, 0, 3)];
 }
 
+/* Rows of an own output and of combine's input, as many as a layout may hold. */
+static uint64_t rows_bound(rank_context *ctx, const moe_flight *flight) {
+    if (flight->round.layout == MOELINK_LAYOUT_RANK_MAJOR) return (uint64_t)(flight->capacity * ctx->size);
+    if (flight->output_rows > 0) return (uint64_t)flight->output_rows;
+    moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
+    RANK_OK(ctx, moelink_manager_sizes_of(flight->manager, &sizes));
+    return (uint64_t)sizes.layout_rows;
+}
+
+/* Own outputs with room for what comes, or a little more, or all that could come. */
+static int64_t any_output_rows(rank_context *ctx, const moe_flight *flight, uint64_t *state) {
+    const moe_round *round = &flight->round;
+    if (round->plain || round->layout == MOELINK_LAYOUT_RANK_MAJOR || random_chance(state, 50)) return 0;
+    moe_rows rows;
+    moe_rows_find(ctx, flight->geometry, round, flight->kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, flight->capacity, 0, &rows);
+    int64_t result = rows.end;
+    if (round->layout == MOELINK_LAYOUT_EXPERT_PADDED) {
+        int64_t most = 0;
+        for (int expert = 0; expert < rows.experts; ++expert) most = most < rows.expert_counts[expert] ? rows.expert_counts[expert] : most;
+        result = (most + random_range(state, 0, 3)) * rows.experts + random_range(state, 0, rows.experts > 0 ? rows.experts - 1 : 0);
+    } else {
+        result += random_range(state, 0, 3);
+    }
+    moe_rows_free(&rows);
+    return result;
+}
+
+static void prepare_loads(rank_context *ctx, moe_flight *flight) {
+    uint64_t experts = (uint64_t)flight->geometry->experts;
+    int64_t *staging = host_memory(ctx, experts * sizeof(*staging));
+    for (uint64_t expert = 0; expert < experts; ++expert) staging[expert] = (int64_t)expert;
+    flight->loads = guarded_make(ctx, experts * sizeof(*staging), 0);
+    device_copy(ctx, flight->loads.data, staging, flight->loads.bytes);
+    free(staging);
+    flight->args.load_counts = (int64_t *)flight->loads.data;
+}
+
 /* The caller's ids in their own width; rows beyond the tokens name expert 0, so that reading them shows. */
 static void write_ids(rank_context *ctx, const moe_flight *flight, void *out) {
     const moe_round *round = &flight->round;
@@ -113,7 +150,7 @@ static void prepare_payload(rank_context *ctx, moe_flight *flight, int i, uint64
     int unit = (flight->in_place && i == 0) || (scales && round->quantize == MOELINK_DTYPE_F32) ? 4 : 1;
     own->row_bytes = round->row_bytes[i];
     own->row_stride = any_stride(flight, state, own->row_bytes, unit);
-    flight->output[i] = guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), own->row_stride, own->row_bytes),
+    flight->output[i] = guarded_make(ctx, span(rows_bound(ctx, flight), own->row_stride, own->row_bytes),
                                      any_shift(flight, state, unit));
     own->data = flight->output[i].data;
 }
@@ -136,7 +173,7 @@ static void prepare_combine(rank_context *ctx, moe_flight *flight, uint64_t *sta
     if (flight->in_place) return;
     stride = any_stride(flight, state, row_bytes, size);
     flight->expert =
-        guarded_make(ctx, span((uint64_t)(flight->capacity * ctx->size), stride, row_bytes), any_shift(flight, state, size));
+        guarded_make(ctx, span(rows_bound(ctx, flight), stride, row_bytes), any_shift(flight, state, size));
     flight->combine.input.data = flight->expert.data;
     flight->combine.input.row_stride = stride;
 }
@@ -174,12 +211,18 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
         round->combine && same_rows && (round->plain ? random_mix(round->seed, 8) % 2 == 0 : random_chance(&state, 60));
     round = &flight->round;
     prepare_routing(ctx, flight, &state);
+    if (geometry->layouts != 0 && random_chance(&state, 60)) prepare_loads(ctx, flight);
+    flight->args.layout = round->layout;
+    flight->args.alignment = round->alignment;
+    flight->output_rows = any_output_rows(ctx, flight, &state);
+    if (random_chance(&state, 50)) flight->args.rank_tokens_count = ctx->size;
     for (int i = 0; i < round->payload_count; ++i) prepare_payload(ctx, flight, i, &state);
     flight->args.payload_count = round->payload_count;
     flight->args.payloads = flight->payloads;
     for (int i = 0; i < round->payload_count; ++i) {
         if (flight->outputs[i].data != NULL) flight->args.outputs = flight->outputs;
     }
+    flight->args.output_rows = flight->output_rows;
     if (round->cached) {
         flight->args.topk_ids = NULL;
         flight->args.topk_weights = NULL;
@@ -243,7 +286,13 @@ void moe_flight_dispatch(rank_context *ctx, moe_flight *flight, moelink_manager 
     if (flight->halves) RANK_OK(ctx, moelink_dispatch_receive(manager, flight->round.slot, flight->stream));
     RANK_EQUAL(ctx, flight->dispatched.ranks, ctx->size);
     RANK_EQUAL(ctx, flight->dispatched.slots_per_rank, flight->capacity);
-    RANK_EQUAL(ctx, flight->dispatched.row_capacity, flight->capacity * ctx->size);
+    if (flight->round.layout == MOELINK_LAYOUT_RANK_MAJOR) RANK_EQUAL(ctx, flight->dispatched.row_capacity, flight->capacity * ctx->size);
+    int exactly = flight->round.layout == MOELINK_LAYOUT_PACKED && flight->args.rank_tokens != NULL &&
+                  flight->kind == MOELINK_MANAGER_ALLGATHER_REDUCESCATTER;
+    flight->combine.input_rows = flight->dispatched.row_capacity;
+    for (int rank = 0; exactly && rank < ctx->size; ++rank) {
+        flight->combine.input_rows = (rank == 0 ? 0 : flight->combine.input_rows) + flight->rank_tokens[rank];
+    }
     if (flight->in_place) {
         flight->combine.input.data = flight->received[0].data;
         flight->combine.input.row_stride = flight->received[0].row_stride;
@@ -260,6 +309,8 @@ void moe_flight_free(rank_context *ctx, moe_flight *flight) {
     guarded_check(ctx, &flight->weights, "topk_weights");
     guarded_check(ctx, &flight->expert, "combine input");
     guarded_check(ctx, &flight->result, "combine output");
+    guarded_check(ctx, &flight->loads, "load_counts");
+    guarded_free(ctx, &flight->loads);
     guarded_free(ctx, &flight->ids);
     guarded_free(ctx, &flight->weights);
     guarded_free(ctx, &flight->tokens_device);
@@ -282,9 +333,9 @@ void moe_meet_threads(rank_context *ctx) {
 static void run_once(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
                      moelink_stream stream) {
     moe_flight flight;
-    rank_scene(ctx, "%s, geometry %llu, round %llu%s: %d tokens, top_k %d, experts %d, hidden %llu, dtype %d",
+    rank_scene(ctx, "%s, geometry %llu, round %llu%s, %s: %d tokens, top_k %d, experts %d, hidden %llu, dtype %d",
                moelink_manager_kind_name(kind), (unsigned long long)geometry->seed, (unsigned long long)round->seed,
-               round->cached ? " again" : "",
+               round->cached ? " again" : "", moelink_layout_name(round->layout),
                round->tokens[ctx->rank], geometry->top_k, geometry->experts, (unsigned long long)round->hidden, round->dtype);
     moe_flight_prepare(ctx, &flight, manager, kind, geometry, round, stream);
     moe_meet_threads(ctx);
