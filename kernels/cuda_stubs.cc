@@ -1,5 +1,6 @@
 // Stands in for the CUDA kernels in a build without CUDA. The library refuses CUDA groups before any of these is reached.
 #include "arrange.hpp"
+#include "two_sided.hpp"
 
 namespace moelink::kernels::cuda {
 
@@ -11,6 +12,9 @@ const char *error_text(Result) { return "this build has no CUDA"; }
 Result load_kernels() { return not_built; }
 Result dispatch(const DispatchParams &, const Launch &) { return not_built; }
 Result combine(const CombineParams &, const Launch &) { return not_built; }
+Result load_fifos() { return not_built; }
+Result alltoallv(const FifoCall &, const Launch &) { return not_built; }
+Result alltoallv_combine(const FifoCombine &, const Launch &) { return not_built; }
 Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }
 Result mask_ids(const MaskIds &, CUstream_st *) { return not_built; }
 Result copy_rows(const CopyRows &, CUstream_st *) { return not_built; }

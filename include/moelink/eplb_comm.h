@@ -29,7 +29,8 @@ enum moelink_eplb_comm_kind {
     MOELINK_EPLB_COMM_STAGED = 3,   /**< through host memory and the group's own connections; needs nothing else */
     MOELINK_EPLB_COMM_READ = 4      /**< the receiver reads the peer's live rows, which no CPU of the peer has to serve: rows in a
                                          moelink_memory, in another thread of the process, or (CUDA) in memory that CUDA IPC
-                                         exports. Rows that nothing exports are staged, and described with the reason */
+                                         exports; of other hosts what UCX reads there without the peer's CPU, which init proves.
+                                         Other rows are staged, and described with the reason */
 };
 enum moelink_eplb_comm_kind_count {
     MOELINK_EPLB_COMM_KINDS = 5
@@ -50,7 +51,9 @@ enum moelink_eplb_comm_flags {
      *  reads every expert to the host on both sides: for finding faults, not for every day. */
     MOELINK_EPLB_COMM_F_CHECKSUM = 2,
     /** Rounds run while the model runs: AUTO never takes the caller's NCCL communicator, on which the two would deadlock. */
-    MOELINK_EPLB_COMM_F_ASYNC = 4
+    MOELINK_EPLB_COMM_F_ASYNC = 4,
+    /** READ maps no memory of other processes, as if each were on a host of its own: UCX reads them, or they are staged. */
+    MOELINK_EPLB_COMM_F_NO_MAP = 8
 };
 
 enum moelink_eplb_comm_limits {
@@ -76,7 +79,8 @@ typedef struct moelink_eplb_comm_params {
     int32_t staging_experts; /**< K: experts that a rank can receive in one round, staged beside the live rows; 0 = 4. Memory for
                                   K experts of the largest layer is taken by register. Not used with DIRECT */
     int32_t reserved;        /**< 0 */
-    uint64_t chunk_bytes;    /**< [bytes] of the pieces that STAGED sends, 4096 .. 2^30; 0 = 1 MiB; the same on every rank */
+    uint64_t chunk_bytes;    /**< [bytes] of the pieces that STAGED sends and UCX reads, 4096 .. 2^30; 0 = 1 MiB; the same on
+                                  every rank */
     uint64_t timeout_ns;     /**< [ns] deadline of each collective call; 0 = the group's */
     void *nccl_comm;         /**< NCCL: the caller's ncclComm_t over the group's ranks in the group's order; it stays the caller's,
                                   must outlive the communicator's use, and is used by nobody else during a call. It is never
@@ -109,7 +113,7 @@ enum moelink_eplb_link {
     MOELINK_EPLB_LINK_LOCAL = 0,   /**< inside the rank */
     MOELINK_EPLB_LINK_PEER = 1,    /**< read from mapped memory: the host's, or a GPU's over NVLink or PCIe; NCCL on one host */
     MOELINK_EPLB_LINK_HOST = 2,    /**< staged, both ranks on one host */
-    MOELINK_EPLB_LINK_NETWORK = 3, /**< between hosts */
+    MOELINK_EPLB_LINK_NETWORK = 3, /**< between hosts; all that UCX reads */
     MOELINK_EPLB_LINKS = 4
 };
 
@@ -154,7 +158,8 @@ MOELINK_API moelink_status moelink_eplb_comm_query(const moelink_group *group, i
  *  Errors: INVALID_ARGUMENT; UNSUPPORTED or NO_DRIVER with the reason. */
 MOELINK_API moelink_status moelink_eplb_comm_create(moelink_group *group, int32_t kind, moelink_eplb_comm **out);
 
-/** Splits connections of its own off the group and chooses the kind: CREATED -> READY. Collective, host-blocking.
+/** Splits connections of its own off the group and chooses the kind: CREATED -> READY. For READ between hosts it loads UCX and
+ *  tries it, for some seconds at most. Collective, host-blocking.
  *  Errors: INVALID_STATE when already initialised, INVALID_ARGUMENT, MISMATCH (the text names both values), UNSUPPORTED,
  *  NO_DRIVER, OUT_OF_MEMORY, TIMEOUT, PEER_EXITED; on every one of them the communicator is as before on all ranks. */
 MOELINK_API moelink_status moelink_eplb_comm_init(moelink_eplb_comm *comm, const moelink_eplb_comm_params *params);

@@ -38,7 +38,7 @@ enum moelink_manager_state {
     MOELINK_STATE_CREATED = 0,    /**< no workspace */
     MOELINK_STATE_READY = 1,      /**< every slot waits for a dispatch */
     MOELINK_STATE_DISPATCHED = 2, /**< some slot waits for its combine */
-    MOELINK_STATE_FAULTED = 3     /**< a round was lost; reinit or cleanup */
+    MOELINK_STATE_FAULTED = 3     /**< a round was lost; reinit or cleanup, on TWO_SIDED also abandon */
 };
 
 enum moelink_manager_flags {
@@ -87,9 +87,11 @@ typedef struct moelink_manager_config {
                                             rows than that are a fault (TOO_SMALL) */
     int32_t alignment;                 /**< largest alignment that a dispatch in EXPERT_MAJOR asks for; 0 = 1 */
     uint32_t reserved;                 /**< 0 */
+    uint64_t fifo_bytes;               /**< [bytes] TWO_SIDED: most for the FIFOs of all slots on this rank, though never less than the smallest
+                                            that work; 0 = automatic. The same on every rank */
 } moelink_manager_config;
 #define MOELINK_MANAGER_CONFIG_INIT \
-    {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u, 0, 0, 0, 0u}
+    {(uint32_t)sizeof(moelink_manager_config), 0u, 0, 0, 0, 0, 0, 0u, 0, 0, 0u, 0, 0u, 0, 0, 0, 0u, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_manager_config_init(moelink_manager_config *config);
 
@@ -99,7 +101,7 @@ typedef struct moelink_manager_sizes {
     int32_t slots_per_rank;   /**< rows that one rank can send to another in one dispatch */
     uint64_t workspace_bytes; /**< [bytes] all of it: the parts below and rounding */
     uint64_t dispatch_bytes;  /**< [bytes] received payloads, ids and weights, all slots */
-    uint64_t combine_bytes;   /**< [bytes] received combine rows, all slots */
+    uint64_t combine_bytes;   /**< [bytes] received combine rows, all slots; of TWO_SIDED its FIFOs, for both ways */
     uint64_t control_bytes;   /**< [bytes] flags, counts and routing, all slots */
     uint64_t layout_bytes;    /**< [bytes] views in config.layouts, their counts and offsets, all slots; not part of workspace_bytes */
     int64_t layout_rows;      /**< rows of such a view, the most of its layouts */
@@ -170,7 +172,9 @@ MOELINK_API moelink_status moelink_manager_reinit(moelink_manager *manager, cons
 MOELINK_API moelink_status moelink_manager_cleanup(moelink_manager *manager);
 
 /** Gives up the round in flight on a slot: DISPATCHED -> READY for that slot. Collective, host-blocking, not capturable; a
- *  no-op round (nothing in flight) is fine. Errors: INVALID_STATE when CREATED or FAULTED, INVALID_ARGUMENT, TIMEOUT, PEER_EXITED. */
+ *  no-op round (nothing in flight) is fine. TWO_SIDED: when some rank is FAULTED and the group is whole, all slots of all ranks are reset
+ *  and the fault is cleared: FAULTED or DISPATCHED -> READY, with the same workspace and generation; graphs stay good.
+ *  Errors: INVALID_STATE when CREATED or, for other kinds, FAULTED; INVALID_ARGUMENT, TIMEOUT, PEER_EXITED. */
 MOELINK_API moelink_status moelink_manager_abandon(moelink_manager *manager, int32_t slot);
 
 /** State (MOELINK_STATE_*) and generation (0 before the first init). Either output may be NULL. Local. */
@@ -180,7 +184,8 @@ MOELINK_API moelink_status moelink_manager_state_of(const moelink_manager *manag
 MOELINK_API moelink_status moelink_manager_sizes_of(const moelink_manager *manager, moelink_manager_sizes *out);
 
 /** The manager's sticky fault as seen so far by the host or, through pinned memory, by a kernel: OK, TIMEOUT, PEER_EXITED,
- *  MISMATCH, INVALID_STATE (graphs replayed dispatch and combine of a slot out of turn), STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
+ *  MISMATCH, INVALID_STATE (graphs replayed dispatch and combine of a slot out of turn), TOO_SMALL (more rows than a layout has room
+ *  for), STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
  *  unharmed. Local. Threads: any. */
 MOELINK_API moelink_status moelink_manager_fault(moelink_manager *manager);
 
@@ -196,11 +201,11 @@ enum moelink_layout {
     MOELINK_LAYOUT_RANK_MAJOR = 0, /**< [ranks, slots_per_rank, ...]: rows of source s at s * slots_per_rank, in token order */
     MOELINK_LAYOUT_PACKED = 1,     /**< rows of source s from rank_offsets[s] on, without gaps */
     /** One row for each (token, k) with an expert here: rows of local expert e from expert_offsets[e] on, each expert's at a multiple of
-     *  the alignment; the rows between are zero. */
+     *  the alignment, the end as well; the rows between are zero. */
     MOELINK_LAYOUT_EXPERT_MAJOR = 2,
     /** The same with room for as many rows for each local expert, [local_experts, expert_rows, ...] (DeepEP's low-latency form): expert e
-     *  from e * expert_rows on, where expert_rows = ranks * slots_per_rank, or what layout_rows or output_rows leave for each. Rows beyond
-     *  expert_counts[e] are undefined. */
+     *  from e * expert_rows on, where expert_rows = ranks * slots_per_rank, or what layout_rows or output_rows leave for each: enough
+     *  where no token names an expert twice. Rows beyond expert_counts[e] are undefined. */
     MOELINK_LAYOUT_EXPERT_PADDED = 3
 };
 
@@ -209,7 +214,8 @@ MOELINK_API const char *moelink_layout_name(int32_t layout);
 
 enum moelink_dispatch_flags {
     /** The slot's last dispatch is done again for other payloads: its tokens, topk_ids, weights, layout and invalid_id. num_tokens is
-     *  the same; topk_ids, topk_weights and num_tokens_device are not read. The same on every rank. INVALID_STATE when the slot has had
+     *  the same; topk_ids, topk_weights and num_tokens_device are not read. UNSUPPORTED on TWO_SIDED, where moelink_prepare and
+     *  moelink_alltoallv do it. The same on every rank. INVALID_STATE when the slot has had
      *  no dispatch since init, growth, reinit or abandon. */
     MOELINK_DISPATCH_F_CACHED_ROUTING = 1,
     /** Only the sending half; the receiving half is moelink_dispatch_receive on the same slot, before anything that was received is
@@ -245,7 +251,7 @@ typedef struct moelink_dispatch_args {
                                            on none */
     const int64_t *rank_tokens;       /**< [ranks] host, or NULL: tokens of every rank. ALLGATHER_REDUCESCATTER over NCCL moves only so many rows,
                                            where NULL pads to max_tokens; other kinds check only this rank's own */
-    int32_t layout;                   /**< MOELINK_LAYOUT_*; in config.layouts */
+    int32_t layout;                   /**< MOELINK_LAYOUT_*; in config.layouts; the same on every rank */
     int32_t invalid_id;               /**< written into topk_ids of empty rows and for experts that live elsewhere */
     int32_t payload_count;            /**< at most the config's */
     uint32_t flags;                   /**< MOELINK_DISPATCH_F_* */
@@ -265,8 +271,9 @@ typedef struct moelink_dispatch_args {
     int32_t rank_tokens_count;        /**< entries of rank_tokens, which must be the group's ranks; 0: not checked */
     int64_t output_rows;              /**< rows that each of `outputs` holds; 0: row_capacity. RANK_MAJOR needs row_capacity. More rows
                                            than that are a fault (TOO_SMALL), and none is written behind the last */
-    int64_t *load_counts;             /**< NULL, or [num_experts] device: the number of this rank's tokens that name an expert is added to its
-                                           entry; ids that are dropped count nowhere. As moelink_eplb_load_window_record takes them */
+    int64_t *load_counts;             /**< NULL, or [num_experts] device: 1 is added for each of this rank's (token, k) to its expert's entry; ids
+                                           that are dropped, and repeated routings, count nowhere. As moelink_eplb_load_record takes
+                                           them, where ids are physical */
 } moelink_dispatch_args;
 #define MOELINK_DISPATCH_ARGS_INIT \
     {(uint32_t)sizeof(moelink_dispatch_args), 0, 0, MOELINK_DTYPE_I32, 0, 0, 0, 0, MOELINK_LAYOUT_RANK_MAJOR, -1, 0, 0u, 0, 0, \
@@ -334,16 +341,16 @@ typedef struct moelink_combine_args {
                               with no valid id become 0 */
     int32_t sm_budget;   /**< as in moelink_dispatch_args */
     uint32_t reserved;   /**< 0 */
-    int64_t input_rows;  /**< rows that input holds: at least the dispatch's row_capacity, or where rank_tokens was given in PACKED, their
-                              sum exactly; 0: not checked */
+    int64_t input_rows;  /**< rows that input holds: at least the dispatch's row_capacity; on ALLGATHER_REDUCESCATTER in PACKED, where rank_tokens was
+                              given, their sum exactly; 0: not checked */
 } moelink_combine_args;
 #define MOELINK_COMBINE_ARGS_INIT \
     {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}, 0, 0u, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_combine_args_init(moelink_combine_args *args);
 
-/** Sends each token once to every distinct rank among its experts. Collective. ONE_SIDED on CUDA and
- *  ALLGATHER_REDUCESCATTER over NCCL: stream-ordered, graph-capturable, nothing is allocated; every other: host-blocking. READY ->
+/** Sends each token once to every distinct rank among its experts. Collective. ONE_SIDED, TWO_SIDED and
+ *  ALLGATHER_REDUCESCATTER on CUDA: stream-ordered, graph-capturable, nothing is allocated; every other: host-blocking. READY ->
  *  DISPATCHED for the slot (not tracked while capturing).
  *  ONE_SIDED on CUDA lets the stream's next kernel take its place early: one that the caller launches with programmatic stream
  *  serialization waits (griddepcontrol.wait) before it touches anything that dispatch or combine reads or writes.
@@ -357,10 +364,12 @@ MOELINK_API moelink_status moelink_dispatch(moelink_manager *manager, const moel
  *  described. Collective; blocking and capturable as the kind's dispatch. Errors: INVALID_STATE when no such dispatch waits on the slot; as dispatch. */
 MOELINK_API moelink_status moelink_dispatch_receive(moelink_manager *manager, int32_t slot, moelink_stream stream);
 
-/** Exact counts of the slot's last dispatch, on the host: waits until they are there, without waiting for a stream.
+/** Exact counts of the slot's last dispatch, on the host: waits until they are there, without waiting for a stream. In RANK_MAJOR only
+ *  where the config has other layouts or MOELINK_MANAGER_F_COUNTS. Also of a dispatch that brought too many rows.
  *  out_rank_rows [ranks]: rows from each source; out_expert_rows [local_experts]: rows of each local expert in the EXPERT layouts, else
- *  not written; either may be NULL; *out_rows: rows in use of the layout, the last expert's end in EXPERT_MAJOR. Local, host-blocking, not
- *  capturable. Not for dispatches that a graph replays. Errors: INVALID_ARGUMENT, INVALID_STATE, TIMEOUT after timeout_ns (0: the config's). */
+ *  not written; either may be NULL; *out_rows: rows in use of the layout, the last expert's end in EXPERT_MAJOR, all experts' rows together
+ *  in EXPERT_PADDED. Local, host-blocking, not capturable. Not for dispatches that a graph replays. Errors: INVALID_ARGUMENT,
+ *  INVALID_STATE (also when a fault keeps them from coming), TIMEOUT after timeout_ns (0: the config's). */
 MOELINK_API moelink_status moelink_dispatch_counts(moelink_manager *manager, int32_t slot, uint64_t timeout_ns, int64_t *out_rank_rows,
                                                    int64_t *out_expert_rows, int64_t *out_rows);
 

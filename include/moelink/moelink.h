@@ -10,6 +10,7 @@
 #include <moelink/group.h>
 #include <moelink/memory.h>
 #include <moelink/moe.h>
+#include <moelink/alltoall.h>
 #include <moelink/eplb.h>
 #include <moelink/eplb_comm.h>
 #include <moelink/eplb_transfer.h>

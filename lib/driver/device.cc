@@ -6,6 +6,7 @@
 #include "driver/cuda.hpp"
 #include "driver/nccl.hpp"
 #include "driver/nvml.hpp"
+#include "driver/ucx.hpp"
 
 #include <moelink/device.h>
 
@@ -121,7 +122,8 @@ std::string describe_library(const std::string &name) {
     if (name == "cuda") return describe_driver();
     if (name == "nvml") return describe_nvml();
     if (name == "nccl") return describe_nccl();
-    fail(MOELINK_ERR_INVALID_ARGUMENT, "\"{}\" is none of \"cuda\", \"nvml\" and \"nccl\"", name);
+    if (name == "ucx") return fmt::format("UCX {} ({})", ucx_version(), ucx_file());
+    fail(MOELINK_ERR_INVALID_ARGUMENT, "\"{}\" is none of \"cuda\", \"nvml\", \"nccl\" and \"ucx\"", name);
 }
 
 }  // namespace

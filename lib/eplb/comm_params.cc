@@ -11,7 +11,8 @@ namespace moelink::eplb {
 namespace {
 
 constexpr uint64_t default_chunk = 1 << 20;
-constexpr uint32_t known_flags = MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM | MOELINK_EPLB_COMM_F_ASYNC;
+constexpr uint32_t known_flags =
+    MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM | MOELINK_EPLB_COMM_F_ASYNC | MOELINK_EPLB_COMM_F_NO_MAP;
 
 // What a rank tells the others.
 struct Card {

@@ -83,8 +83,9 @@ Strips Reached::rows(int32_t slot) const {
     return rows;
 }
 
-Reach::Reach(Group &group, const Device &device, const std::vector<ProcessPlace> &places)
-    : group_(group), device_(device), places_(places) {}
+Reach::Reach(const CommBackendParams &params)
+    : group_(params.group), device_(params.device), places_(params.places),
+      maps_((params.params.flags & MOELINK_EPLB_COMM_F_NO_MAP) == 0) {}
 
 Reach::~Reach() = default;
 
@@ -139,6 +140,10 @@ const unsigned char *Reach::in_process(const Card &card, Reached &reached) const
 const unsigned char *Reach::find(int rank, const Card &card, Reached &reached) {
     const ProcessPlace &here = places_[static_cast<size_t>(group_.rank())];
     const ProcessPlace &there = places_[static_cast<size_t>(rank)];
+    if (!maps_ && !same_process(here, there)) {
+        reached.why = "params.flags has NO_MAP";
+        return nullptr;
+    }
     if (card.memory_rank >= 0) {
         Ref<Memory> memory = Memory::named(card.memory, group_.ordinal());
         if (!memory || card.memory_rank >= memory->info().ranks) {

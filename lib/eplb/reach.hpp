@@ -23,7 +23,7 @@ struct Reached {
 
 class Reach {
 public:
-    Reach(Group &group, const Device &device, const std::vector<ProcessPlace> &places);
+    explicit Reach(const CommBackendParams &params);
     ~Reach();
     Reach(const Reach &) = delete;
     Reach &operator=(const Reach &) = delete;
@@ -41,6 +41,7 @@ private:
     Group &group_;
     const Device &device_;
     const std::vector<ProcessPlace> places_;
+    const bool maps_;  // memory of other processes
     std::map<std::array<unsigned char, 64>, std::unique_ptr<Opened>> opened_;  // by CUDA IPC handle
 };
 

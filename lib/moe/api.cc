@@ -28,6 +28,8 @@ MOELINK_INIT(moelink_manager_config_init, moelink_manager_config, MOELINK_MANAGE
 MOELINK_INIT(moelink_manager_sizes_init, moelink_manager_sizes, MOELINK_MANAGER_SIZES_INIT)
 MOELINK_INIT(moelink_dispatch_args_init, moelink_dispatch_args, MOELINK_DISPATCH_ARGS_INIT)
 MOELINK_INIT(moelink_dispatched_init, moelink_dispatched, MOELINK_DISPATCHED_INIT)
+MOELINK_INIT(moelink_prepare_args_init, moelink_prepare_args, MOELINK_PREPARE_ARGS_INIT)
+MOELINK_INIT(moelink_prepared_init, moelink_prepared, MOELINK_PREPARED_INIT)
 MOELINK_INIT(moelink_combine_args_init, moelink_combine_args, MOELINK_COMBINE_ARGS_INIT)
 
 moelink_status moelink_manager_query(const moelink_group *group, int32_t kind, const moelink_manager_config *config,
@@ -113,7 +115,20 @@ moelink_status moelink_combine_receive(moelink_manager *manager, int32_t slot, m
 }
 
 moelink_status moelink_combine(moelink_manager *manager, const moelink_combine_args *args, moelink_stream stream) {
-    return on_manager("moelink_combine", manager, [&](Manager &object) { object.combine(args, stream); });
+    return on_manager("moelink_combine", manager, [&](Manager &object) { object.combine(args, stream, true); });
+}
+
+moelink_status moelink_prepare(moelink_manager *manager, const moelink_prepare_args *args, moelink_stream stream, moelink_prepared *out) {
+    return on_manager("moelink_prepare", manager, [&](Manager &object) { object.prepare(args, stream, out); });
+}
+
+moelink_status moelink_alltoallv(moelink_manager *manager, int32_t slot, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs,
+                                 moelink_stream stream) {
+    return on_manager("moelink_alltoallv", manager, [&](Manager &object) { object.alltoallv(slot, tensors, count, outputs, stream); });
+}
+
+moelink_status moelink_alltoallv_combine(moelink_manager *manager, const moelink_combine_args *args, moelink_stream stream) {
+    return on_manager("moelink_alltoallv_combine", manager, [&](Manager &object) { object.combine(args, stream, false); });
 }
 
 moelink_status moelink_manager_state_of(const moelink_manager *manager, int32_t *out_state, uint64_t *out_generation) {

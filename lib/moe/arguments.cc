@@ -6,6 +6,8 @@ namespace moelink {
 
 namespace {
 
+constexpr uint64_t most_row_bytes = uint64_t{1} << 30;
+
 void check_flags(uint32_t flags, uint32_t known) {
     if ((flags & ~known) != 0) fail(MOELINK_ERR_UNSUPPORTED, "flags has bits that this library does not know: {:#x}", flags);
 }
@@ -69,11 +71,27 @@ void check_rank_tokens(const moelink_dispatch_args &args, const Group &group) {
              group.size());
     }
     const int64_t mine = args.rank_tokens[group.rank()];
-    // What a repeated dispatch calls num_tokens may be the bound of a count on the device.
-    const bool bound = args.num_tokens_device != nullptr || (args.flags & MOELINK_DISPATCH_F_CACHED_ROUTING) != 0;
-    if (mine != args.num_tokens && !bound) {
+    const bool cached = (args.flags & MOELINK_DISPATCH_F_CACHED_ROUTING) != 0;  // its count may have been on the device
+    if (mine != args.num_tokens && args.num_tokens_device == nullptr && !cached) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "rank_tokens[{}] is {} and num_tokens {}; they must be equal", group.rank(), mine, args.num_tokens);
     }
+}
+
+// What dispatch and prepare share.
+template <class Args>
+void check_routing(const Args &args, const Config &config, bool needs_ids) {
+    if (args.num_tokens < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {}", args.num_tokens);
+    if (args.num_tokens > config.max_tokens) {
+        fail(MOELINK_ERR_TOO_SMALL, "num_tokens is {} and the workspace holds max_tokens {}; ensure or reinit with more", args.num_tokens,
+             config.max_tokens);
+    }
+    if (args.topk_ids_dtype != MOELINK_DTYPE_I32 && args.topk_ids_dtype != MOELINK_DTYPE_I64) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids_dtype is {}, must be MOELINK_DTYPE_I32 or MOELINK_DTYPE_I64", args.topk_ids_dtype);
+    }
+    if (args.topk_ids == nullptr && args.num_tokens > 0 && needs_ids) fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids is NULL with {} tokens", args.num_tokens);
+    check_address("topk_ids", args.topk_ids, args.topk_ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4);
+    check_address("topk_weights", args.topk_weights, sizeof(float));
+    check_address("num_tokens_device", args.num_tokens_device, sizeof(int32_t));
 }
 
 // The two payloads of a quantized dispatch as they travel.
@@ -127,18 +145,7 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     check_layout(args, config, group.size());
     check_rank_tokens(args, group);
     check_address("load_counts", args.load_counts, sizeof(int64_t));
-    if (args.num_tokens < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_tokens is {}", args.num_tokens);
-    if (args.num_tokens > config.max_tokens) {
-        fail(MOELINK_ERR_TOO_SMALL, "num_tokens is {} and the workspace holds max_tokens {}; ensure or reinit with more", args.num_tokens,
-             config.max_tokens);
-    }
-    if (args.topk_ids_dtype != MOELINK_DTYPE_I32 && args.topk_ids_dtype != MOELINK_DTYPE_I64) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids_dtype is {}, must be MOELINK_DTYPE_I32 or MOELINK_DTYPE_I64", args.topk_ids_dtype);
-    }
-    if (args.topk_ids == nullptr && args.num_tokens > 0 && call.routed && !call.cached) fail(MOELINK_ERR_INVALID_ARGUMENT, "topk_ids is NULL with {} tokens", args.num_tokens);
-    check_address("topk_ids", args.topk_ids, args.topk_ids_dtype == MOELINK_DTYPE_I64 ? 8 : 4);
-    check_address("topk_weights", args.topk_weights, sizeof(float));
-    check_address("num_tokens_device", args.num_tokens_device, sizeof(int32_t));
+    check_routing(args, config, call.routed && !call.cached);
     if (args.payload_count < 0 || args.payload_count > static_cast<int32_t>(config.payload_row_bytes.size())) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "payload_count is {}; the workspace was made for {}", args.payload_count,
              config.payload_row_bytes.size());
@@ -171,6 +178,59 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
             }
             if (quantized) output.dtype = rows.dtype;
             call.outputs[index] = output;
+        }
+    }
+    return call;
+}
+
+PrepareCall read_prepare(const moelink_prepare_args *given, const Config &config) {
+    moelink_prepare_args defaults = MOELINK_PREPARE_ARGS_INIT;
+    const moelink_prepare_args args = read_params(given, defaults, "args");
+    check_slot(args.slot, config);
+    check_flags(args.flags, 0);
+    if (args.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "reserved is {}, must be 0", args.reserved);
+    if (args.layout != MOELINK_LAYOUT_RANK_MAJOR && args.layout != MOELINK_LAYOUT_PACKED) {
+        fail(MOELINK_ERR_UNSUPPORTED, "layout is {}; prepare has MOELINK_LAYOUT_RANK_MAJOR and MOELINK_LAYOUT_PACKED", args.layout);
+    }
+    check_routing(args, config, true);
+    check_budget(args.sm_budget);
+    if (args.num_statistics < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "num_statistics is {}", args.num_statistics);
+    if (args.num_statistics > config.num_experts) {
+        fail(MOELINK_ERR_TOO_SMALL, "num_statistics is {} and the workspace holds num_experts {}", args.num_statistics, config.num_experts);
+    }
+    if (args.num_statistics > 0 && args.statistics == nullptr) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "statistics is NULL and num_statistics {}", args.num_statistics);
+    }
+    check_address("statistics", args.statistics, sizeof(int64_t));
+    return {args.slot, args.num_tokens, args.topk_ids_dtype, args.num_tokens_device, args.topk_ids, args.topk_weights,
+            args.layout == MOELINK_LAYOUT_PACKED, args.invalid_id, args.statistics, args.num_statistics, args.sm_budget};
+}
+
+AlltoallvCall read_alltoallv(int32_t slot, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs, int32_t num_tokens,
+                             const Config &config) {
+    check_slot(slot, config);
+    if (count < 0 || count > MOELINK_MAX_PAYLOADS) fail(MOELINK_ERR_INVALID_ARGUMENT, "count is {}, must be 0 to {}", count, int{MOELINK_MAX_PAYLOADS});
+    if (count > 0 && (tensors == nullptr || outputs == nullptr)) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "{} is NULL and count {}", tensors == nullptr ? "tensors" : "outputs", count);
+    }
+    AlltoallvCall call;
+    call.slot = slot;
+    call.num_tokens = num_tokens;
+    call.count = count;
+    for (int32_t i = 0; i < count; ++i) {
+        moelink_rows &rows = call.tensors[static_cast<size_t>(i)];
+        moelink_rows &output = call.outputs[static_cast<size_t>(i)];
+        rows = read_rows(tensors[i], "tensors[i]");
+        if (rows.data == nullptr && num_tokens > 0) rows.row_bytes = 0;
+        if (rows.data != nullptr && rows.row_bytes == 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "tensors[{}].row_bytes is 0", i);
+        if (rows.row_bytes > most_row_bytes) fail(MOELINK_ERR_INVALID_ARGUMENT, "tensors[{}].row_bytes is {}, must be at most {}", i, rows.row_bytes, most_row_bytes);
+        if (rows.row_bytes == 0) continue;
+        output = outputs[i];
+        if (output.data == nullptr) fail(MOELINK_ERR_INVALID_ARGUMENT, "outputs[{}].data is NULL and the tensor is sent", i);
+        if (output.row_bytes == 0) output.row_bytes = rows.row_bytes;
+        output = read_rows(output, "outputs[i]");
+        if (output.row_bytes < rows.row_bytes) {
+            fail(MOELINK_ERR_TOO_SMALL, "outputs[{}].row_bytes is {}, less than the tensor's {}", i, output.row_bytes, rows.row_bytes);
         }
     }
     return call;

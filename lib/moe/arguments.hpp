@@ -8,6 +8,10 @@ namespace moelink {
 // Throws INVALID_ARGUMENT, TOO_SMALL or UNSUPPORTED naming the field and its value.
 void check_slot(int32_t slot, const Config &config);
 DispatchCall read_dispatch(const moelink_dispatch_args *args, const Config &config, const Group &group);
+PrepareCall read_prepare(const moelink_prepare_args *args, const Config &config);
+// num_tokens: bound of the slot's routing.
+AlltoallvCall read_alltoallv(int32_t slot, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs, int32_t num_tokens,
+                             const Config &config);
 CombineCall read_combine(const moelink_combine_args *args, const Config &config);
 
 }  // namespace moelink

@@ -4,6 +4,7 @@
 #include "moe/config.hpp"
 #include "moe/device_memory.hpp"
 
+#include <moelink/alltoall.h>
 #include <moelink/moe.h>
 
 #include <array>
@@ -33,8 +34,33 @@ struct CombineCall {
     int32_t sm_budget = 0;
     int32_t num_tokens = 0;  // bound of the slot's last dispatch
     int64_t input_rows = 0;  // 0: the caller does not say
+    bool ends = true;        // the round
     moelink_rows input{};
     moelink_rows output{};
+};
+
+// A prepare after its checks.
+struct PrepareCall {
+    int32_t slot = 0;
+    int32_t num_tokens = 0;
+    int32_t topk_ids_dtype = 0;
+    const int32_t *num_tokens_device = nullptr;
+    const void *topk_ids = nullptr;
+    const float *topk_weights = nullptr;
+    bool packed = false;
+    int32_t invalid_id = 0;
+    const int64_t *statistics = nullptr;
+    int32_t num_statistics = 0;
+    int32_t sm_budget = 0;
+};
+
+// Normalised as a DispatchCall's payloads and outputs.
+struct AlltoallvCall {
+    int32_t slot = 0;
+    int32_t num_tokens = 0;  // bound of the slot's prepared routing
+    int32_t count = 0;
+    std::array<moelink_rows, MOELINK_MAX_PAYLOADS> tensors{};
+    std::array<moelink_rows, MOELINK_MAX_PAYLOADS> outputs{};
 };
 
 // Where a dispatch of one slot puts what it receives.
@@ -59,6 +85,16 @@ public:
     virtual void combine(const CombineCall &call, moelink_stream stream) = 0;
     // Collective; the device is idle on every rank.
     virtual void abandon(int32_t slot, const Deadline &deadline) = 0;
+
+    // Whether there are what follows, and combines that do not end their round.
+    virtual bool has_fifos() const { return false; }
+    virtual moelink_prepared prepare(const PrepareCall &, moelink_stream) { no_fifos(); }
+    virtual void alltoallv(const AlltoallvCall &, moelink_stream) { no_fifos(); }
+    // As abandon of all slots, also after a fault.
+    virtual void reset_all(const Deadline &) { no_fifos(); }
+
+private:
+    [[noreturn]] static void no_fifos();
 };
 
 struct BackendParams {
@@ -86,6 +122,7 @@ const ManagerKind *find_kind(int32_t kind);
 
 // The rows of the table.
 extern const ManagerKind one_sided_kind;
+extern const ManagerKind two_sided_kind;
 extern const ManagerKind allgather_reducescatter_kind;
 extern const ManagerKind reference_kind;
 

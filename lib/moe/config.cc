@@ -27,6 +27,7 @@ struct Wire {
     uint32_t layouts;
     uint64_t expert_ranks;  // code of the table
     uint64_t combine_row_bytes;
+    uint64_t fifo_bytes;
     uint64_t payload_row_bytes[MOELINK_MAX_PAYLOADS];
     char text[512];
 };
@@ -68,6 +69,7 @@ Wire to_wire(const Config &config, const Outcome &outcome) {
     wire.layouts = config.layouts;
     wire.expert_ranks = code_of(config.expert_ranks);
     wire.combine_row_bytes = config.combine_row_bytes;
+    wire.fifo_bytes = config.fifo_bytes;
     std::copy(config.payload_row_bytes.begin(), config.payload_row_bytes.end(), wire.payload_row_bytes);
     write_text(outcome.text, wire.text, sizeof wire.text);
     return wire;
@@ -127,6 +129,7 @@ Config read_config(const moelink_manager_config *given, const Group &group) {
     result.expert_ranks = read_expert_ranks(config, group.size());
     result.layout_rows = config.layout_rows;
     result.alignment = std::max(config.alignment, 1);
+    result.fifo_bytes = config.fifo_bytes;
     return result;
 }
 
@@ -161,6 +164,7 @@ Config unite(const Config &have, const Config &want) {
         fail(MOELINK_ERR_MISMATCH, "config.expert_ranks is not what the workspace was made for; reinit, or use another manager");
     }
     Config result = want;
+    if (result.fifo_bytes == 0) result.fifo_bytes = have.fifo_bytes;
     result.layouts |= have.layouts;
     result.alignment = std::max(have.alignment, want.alignment);
     result.layout_rows = have.layout_rows == 0 || want.layout_rows == 0 ? 0 : std::max(have.layout_rows, want.layout_rows);
@@ -193,6 +197,7 @@ Config agree_on(Group &group, const Config &mine, const Outcome &outcome, const 
             same("payload_row_bytes", first.payload_row_bytes[i], other.payload_row_bytes[i]);
         }
         same("combine_row_bytes", first.combine_row_bytes, other.combine_row_bytes);
+        same("fifo_bytes", first.fifo_bytes, other.fifo_bytes);
         same("slots", first.slots, other.slots);
         same("provider", first.provider, other.provider);
         same("flags", first.flags, other.flags);

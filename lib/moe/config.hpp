@@ -26,6 +26,7 @@ struct Config {
     std::vector<int32_t> expert_ranks;  // [num_experts], or empty: in order
     int64_t layout_rows = 0;
     int32_t alignment = 1;
+    uint64_t fifo_bytes = 0;
 
     // Experts that a rank of so many owns.
     int32_t experts_of(int32_t rank, int32_t ranks) const;

@@ -2,6 +2,17 @@
 
 namespace moelink {
 
+namespace {
+
+bool lost(void *user, kernels::Fault *fault) {
+    fault->peer = -1;
+    return static_cast<Group *>(user)->fault() != MOELINK_OK;
+}
+
+}  // namespace
+
+kernels::host::Watch watch_of(Group &group) { return {&lost, &group}; }
+
 Outcome describe_fault(const kernels::Fault &fault, const Group &group, uint64_t timeout_ns) {
     const std::string where = fmt::format("rank {}: {}", group.rank(), fault.phase == kernels::phase_combine ? "combine" : "dispatch");
     switch (fault.code) {

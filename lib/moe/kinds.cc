@@ -7,7 +7,7 @@ namespace moelink {
 
 namespace {
 
-const ManagerKind *const kinds[] = {&one_sided_kind, &allgather_reducescatter_kind, &reference_kind};
+const ManagerKind *const kinds[] = {&one_sided_kind, &two_sided_kind, &allgather_reducescatter_kind, &reference_kind};
 
 }  // namespace
 
@@ -24,6 +24,10 @@ kernels::ValueType value_type_of(int32_t dtype) {
         case MOELINK_DTYPE_F16: return kernels::value_f16;
         default: return kernels::value_bf16;
     }
+}
+
+void Backend::no_fifos() {
+    fail(MOELINK_ERR_UNSUPPORTED, "this manager has no routing of its own that tensors could follow; make one of MOELINK_MANAGER_TWO_SIDED");
 }
 
 void check_launch(kernels::cuda::Result result, const char *what) {

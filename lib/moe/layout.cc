@@ -1,33 +1,12 @@
 #include "moe/layout.hpp"
 
+#include "moe/cursor.hpp"
+
 #include <algorithm>
 
 namespace moelink {
 
 namespace {
-
-// Hands out parts of a slot, each at a multiple of 128 bytes.
-class Cursor {
-public:
-    uint64_t take(std::initializer_list<uint64_t> factors) {
-        uint64_t bytes = 1;
-        for (uint64_t factor : factors) {
-            if (__builtin_mul_overflow(bytes, factor, &bytes)) too_large();
-        }
-        uint64_t start = at_;
-        if (__builtin_add_overflow(at_, bytes, &at_) || at_ > UINT64_MAX - 127) too_large();
-        at_ = (at_ + 127) / 128 * 128;
-        return start;
-    }
-    uint64_t at() const { return at_; }
-
-private:
-    [[noreturn]] static void too_large() { fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes"); }
-    uint64_t at_ = 0;
-};
-
-// Rows of any value type can be combined where they were received, so they must not start at odd places.
-uint64_t plane_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : (row_bytes + 3) / 4 * 4; }
 
 // Tokens up to which rows may travel as packets: what their place costs in all slots is bounded. `row`: of one token.
 int32_t choose_packet_rows(int most_rows, uint64_t capacity, uint64_t slots, uint64_t row) {

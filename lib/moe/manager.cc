@@ -128,36 +128,40 @@ void Manager::cleanup() {
     fault_ = MOELINK_OK;
 }
 
+void Manager::recover(const Deadline &deadline) {
+    group_->barrier(deadline);  // of all ranks the device is idle
+    backend_->reset_all(deadline);
+    faults_.begin(generation_);
+    for (Slot &slot : slots_) slot.clear();
+    std::lock_guard lock(mutex_);
+    fault_ = MOELINK_OK;
+}
+
 void Manager::abandon(int32_t slot) {
-    require_ready("abandon");
+    const bool recovers = backend_ != nullptr && backend_->has_fifos();
+    if (!recovers) require_ready("abandon");
     const Deadline deadline = wait_idle();
     step(*group_, deadline, [&] {
-        require_ready("abandon");  // once more: the kernel that was waited for may have given up
+        if (!recovers) require_ready("abandon");  // once more: the kernel that was waited for may have given up
         check_slot(slot, config_);
     });
-    const std::vector<int32_t> all = group_->allgather(slot, deadline);
+    struct Wish {
+        int32_t slot, faulted;
+    };
+    const std::vector<Wish> all = group_->allgather(Wish{slot, poll_fault() ? 1 : 0}, deadline);
     for (size_t rank = 0; rank < all.size(); ++rank) {
-        if (all[rank] != all[0]) fail(MOELINK_ERR_MISMATCH, "rank 0 abandons slot {} and rank {} slot {}", all[0], rank, all[rank]);
+        if (all[rank].slot != all[0].slot) {
+            fail(MOELINK_ERR_MISMATCH, "rank 0 abandons slot {} and rank {} slot {}", all[0].slot, rank, all[rank].slot);
+        }
     }
+    if (std::any_of(all.begin(), all.end(), [](const Wish &wish) { return wish.faulted != 0; })) return recover(group_->deadline());
     try {
         backend_->abandon(slot, group_->deadline());
     } catch (const Error &error) {
         lose_round(error.status(), error.text());
         throw;
     }
-    Slot fresh;
-    fresh.arrangement = std::move(slots_[static_cast<size_t>(slot)].arrangement);
-    slots_[static_cast<size_t>(slot)] = std::move(fresh);
-}
-
-template <class Call>
-void Manager::run(bool capturing, Call &&call) {
-    try {
-        call();
-    } catch (const Error &error) {
-        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
-        throw;
-    }
+    slots_[static_cast<size_t>(slot)].clear();
 }
 
 Manager::Slot &Manager::find_slot(int32_t slot) {
@@ -184,6 +188,16 @@ void Manager::repeat_routing(const Slot &slot, DispatchCall &call) const {
     call.weights = last.weights;
 }
 
+template <class Call>
+auto Manager::in_round(bool capturing, Call &&call) {
+    try {
+        return call();
+    } catch (const Error &error) {
+        if (!capturing && loses_round(error.status())) lose_round(error.status(), error.text());
+        throw;
+    }
+}
+
 void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out) {
     require_ready("dispatch");
     check_output(out, "out");
@@ -205,8 +219,7 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     if (call.args.layout != MOELINK_LAYOUT_RANK_MAJOR) received_as.outputs = {};
     // The caller's mark may be the id of an expert of ours. Experts' rows come without ids, so the mark is free.
     if (call.args.layout == MOELINK_LAYOUT_EXPERT_MAJOR || call.args.layout == MOELINK_LAYOUT_EXPERT_PADDED) received_as.args.invalid_id = -1;
-    Received received;
-    run(capturing, [&] { received = backend_->dispatch(received_as, stream); });
+    const Received received = in_round(capturing, [&] { return backend_->dispatch(received_as, stream); });
     if (call.args.load_counts != nullptr && call.routed && !call.cached) {
         count_loads(device_, owners_.ranks(), slot.arrangement->entry(), config_.top_k, call.args, stream);
     }
@@ -294,14 +307,47 @@ void Manager::receive_dispatch(int32_t number, moelink_stream stream) {
     if (backend_->halves()) {
         DispatchCall call = slot.dispatch;
         call.halves = kernels::half_receive;
-        run(capturing, [&] { backend_->dispatch(call, stream); });
+        in_round(capturing, [&] { backend_->dispatch(call, stream); });
     }
     if (!capturing) slot.stage = Stage::dispatched;
     arrange(slot, stream);
 }
 
-void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
-    require_ready("combine");
+void Manager::prepare(const moelink_prepare_args *args, moelink_stream stream, moelink_prepared *out) {
+    require_fifos("prepare");
+    check_output(out, "out");
+    const PrepareCall call = read_prepare(args, config_);
+    Slot &slot = find_slot(call.slot);
+    const bool capturing = device_.capturing(stream);
+    if (slot.stage != Stage::idle) {
+        fail(MOELINK_ERR_INVALID_STATE, "slot {} is dispatched and not combined; combine or abandon it, or use another slot", call.slot);
+    }
+    const moelink_prepared result = in_round(capturing, [&] { return backend_->prepare(call, stream); });
+    if (!capturing) slot.stage = Stage::dispatched;
+    slot.dispatch = {};
+    slot.dispatch.weights = call.topk_weights != nullptr || call.num_tokens == 0;
+    slot.dispatch.args.num_tokens = call.num_tokens;
+    slot.dispatch_waits = false;
+    slot.rows = result.row_capacity;
+    slot.sum_tokens = -1;
+    write_output(out, result, "out");
+}
+
+void Manager::alltoallv(int32_t index, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs, moelink_stream stream) {
+    require_fifos("alltoallv");
+    const Slot &slot = find_slot(index);
+    const bool capturing = device_.capturing(stream);
+    if (slot.stage != Stage::dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no routing; call moelink_prepare first", index);
+    const AlltoallvCall call = read_alltoallv(index, tensors, count, outputs, slot.dispatch.args.num_tokens, config_);
+    in_round(capturing, [&] { backend_->alltoallv(call, stream); });
+}
+
+void Manager::combine(const moelink_combine_args *args, moelink_stream stream, bool ends) {
+    if (ends) {
+        require_ready("combine");
+    } else {
+        require_fifos("alltoallv_combine");
+    }
     CombineCall call = read_combine(args, config_);
     Slot &slot = find_slot(call.slot);
     const bool capturing = device_.capturing(stream);
@@ -320,11 +366,13 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream) {
     call.num_tokens = num_tokens;
     if (slot.dispatch.args.layout != MOELINK_LAYOUT_RANK_MAJOR) slot.arrangement->restore(call, stream);
     const bool waits = call.halves != kernels::both_halves;
+    if (waits && !ends) fail(MOELINK_ERR_UNSUPPORTED, "MOELINK_COMBINE_F_SEND_ONLY is for moelink_combine");
     if (waits && !backend_->halves()) call.halves = kernels::both_halves;
-    run(capturing, [&] { backend_->combine(call, stream); });
+    call.ends = ends;
+    in_round(capturing, [&] { backend_->combine(call, stream); });
     slot.combine = call;
     slot.combine_waits = waits;
-    if (!capturing) slot.stage = waits ? Stage::returned : Stage::idle;
+    if (!capturing && ends) slot.stage = waits ? Stage::returned : Stage::idle;
 }
 
 void Manager::receive_combine(int32_t number, moelink_stream stream) {
@@ -337,7 +385,7 @@ void Manager::receive_combine(int32_t number, moelink_stream stream) {
     if (backend_->halves()) {
         CombineCall call = slot.combine;
         call.halves = kernels::half_receive;
-        run(capturing, [&] { backend_->combine(call, stream); });
+        in_round(capturing, [&] { backend_->combine(call, stream); });
     }
     if (!capturing) slot.stage = Stage::idle;
 }
@@ -345,6 +393,13 @@ void Manager::receive_combine(int32_t number, moelink_stream stream) {
 void Manager::require_ready(const char *what) {
     if (backend_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "{} needs a workspace; call init or ensure first", what);
     if (poll_fault()) fail(MOELINK_ERR_INVALID_STATE, "the manager is faulted ({}); reinit or cleanup first", fault_text());
+}
+
+void Manager::require_fifos(const char *what) {
+    if (kind_.kind != MOELINK_MANAGER_TWO_SIDED) {
+        fail(MOELINK_ERR_UNSUPPORTED, "the manager is {}; {} is of two-sided managers, whose routing is prepared apart from the rows", kind_.name, what);
+    }
+    require_ready(what);
 }
 
 void Manager::lose_round(moelink_status status, const std::string &text) {

@@ -30,8 +30,11 @@ public:
     void dispatch(const moelink_dispatch_args *args, moelink_stream stream, moelink_dispatched *out);
     void receive_dispatch(int32_t slot, moelink_stream stream);
     void counts(int32_t slot, uint64_t timeout_ns, int64_t *rank_rows, int64_t *expert_rows, int64_t *rows);
-    void combine(const moelink_combine_args *args, moelink_stream stream);
     void receive_combine(int32_t slot, moelink_stream stream);
+    void prepare(const moelink_prepare_args *args, moelink_stream stream, moelink_prepared *out);
+    void alltoallv(int32_t slot, const moelink_rows *tensors, int32_t count, const moelink_rows *outputs, moelink_stream stream);
+    // ends: the round; else its routing stays.
+    void combine(const moelink_combine_args *args, moelink_stream stream, bool ends);
 
     int32_t state() const;
     uint64_t generation() const { return generation_; }
@@ -56,6 +59,13 @@ private:
         int64_t rows = 0;        // that it has room for
         int64_t sum_tokens = 0;  // of its rank_tokens; -1: it had none
         std::unique_ptr<Arrangement> arrangement;
+
+        // As at the start.
+        void clear() {
+            Slot fresh;
+            fresh.arrangement = std::move(arrangement);
+            *this = std::move(fresh);
+        }
         CombineCall combine;    // the last one
         bool combine_waits = false;
     };
@@ -72,9 +82,12 @@ private:
     // What came is put in order, where the layout asks for it.
     void arrange(const Slot &slot, moelink_stream stream);
     void check_input_rows(const Slot &slot, const CombineCall &call) const;
-    // A call of the back end; what loses the round is remembered.
+    void require_fifos(const char *what);
+    // Runs a back end's call; what loses the round is kept as the manager's fault.
     template <class Call>
-    void run(bool capturing, Call &&call);
+    auto in_round(bool capturing, Call &&call);
+    // Collective, of a kind with FIFOs: everything to its start, on all ranks.
+    void recover(const Deadline &deadline);
     void lose_round(moelink_status status, const std::string &text);
     bool poll_fault();
     std::string fault_text() const;

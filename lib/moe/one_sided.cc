@@ -6,6 +6,7 @@
 #include "group/agreement.hpp"
 #include "moe/fault.hpp"
 #include "moe/layout.hpp"
+#include "moe/shape.hpp"
 
 #include <algorithm>
 
@@ -13,25 +14,7 @@ namespace moelink {
 
 namespace {
 
-// What ranks must agree on in a round, in 32 bits (FNV-1a).
-class Shape {
-public:
-    Shape &add(uint64_t value) {
-        for (int i = 0; i < 8; ++i) hash_ = (hash_ ^ (value >> (8 * i) & 0xff)) * 16777619u;
-        return *this;
-    }
-    uint32_t value() const { return hash_; }
-
-private:
-    uint32_t hash_ = 2166136261u;
-};
-
 uint64_t bits(const void *pointer) { return reinterpret_cast<uint64_t>(pointer); }
-
-bool lost(void *user, kernels::Fault *fault) {
-    fault->peer = -1;
-    return static_cast<Group *>(user)->fault() != MOELINK_OK;
-}
 
 }  // namespace
 
@@ -210,7 +193,7 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         DeviceGuard guard(device_);
         check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, args.sm_budget, stream)), "dispatch");
     } else {
-        check_fault(kernels::host::dispatch(params, {&lost, group_.get()}));
+        check_fault(kernels::host::dispatch(params, watch_of(*group_)));
     }
     return received;
 }
@@ -250,7 +233,7 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
         DeviceGuard guard(device_);
         check_launch(kernels::cuda::combine(params, launch(call.num_tokens, call.sm_budget, stream)), "combine");
     } else {
-        check_fault(kernels::host::combine(params, {&lost, group_.get()}));
+        check_fault(kernels::host::combine(params, watch_of(*group_)));
     }
 }
 

@@ -12,7 +12,7 @@ extern "C" {
 #define TEST_DEVICE MOELINK_DEVICE_HOST
 #endif
 
-enum { PLAN_KINDS = 3 };
+enum { PLAN_KINDS = 4 };
 extern const int32_t plan_kinds[PLAN_KINDS];
 
 /* The kinds, and what else their flags make of them. */
@@ -20,7 +20,7 @@ typedef struct plan_variant {
     int32_t kind;
     uint32_t flags; /* MOELINK_MANAGER_F_* */
 } plan_variant;
-enum { PLAN_VARIANTS = 5 };
+enum { PLAN_VARIANTS = 6 };
 extern const plan_variant plan_variants[PLAN_VARIANTS];
 
 /* Whether this machine runs so many ranks: any on the host; on GPUs 1 to 4, and 8 where there are two or more. */

@@ -53,7 +53,7 @@ json peer_matrix(int32_t count) {
 
 json libraries() {
     json found = json::array();
-    for (const char *name : {"cuda", "nvml", "nccl"}) {
+    for (const char *name : {"cuda", "nvml", "nccl", "ucx"}) {
         char text[512] = "";
         const moelink_status status = moelink_device_library(name, text, sizeof text);
         found.push_back({{"name", name},
@@ -65,7 +65,7 @@ json libraries() {
 
 json managers() {
     json kinds = json::array();
-    for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
+    for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_TWO_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
         for (const int32_t device : {MOELINK_DEVICE_HOST, MOELINK_DEVICE_CUDA}) {
             char text[512] = "";
             const moelink_status status = moelink_manager_kind_describe(kind, device, text, sizeof text);

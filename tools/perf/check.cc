@@ -5,8 +5,23 @@
 #include <cstring>
 
 #include <fmt/format.h>
+#include <moelink/moe.h>
 
 namespace perf {
+
+namespace {
+
+int32_t layout_of(const std::string &name) {
+    int32_t layout = MOELINK_LAYOUT_RANK_MAJOR;
+    while (name != moelink_layout_name(layout)) {
+        if (++layout > MOELINK_LAYOUT_EXPERT_PADDED) {
+            throw std::invalid_argument(fmt::format("unknown layout \"{}\"", name));
+        }
+    }
+    return layout;
+}
+
+}  // namespace
 
 World::World(const PairOptions &options, const Routing &routing, int64_t most_tokens)
     : seed(options.seed),
@@ -16,7 +31,8 @@ World::World(const PairOptions &options, const Routing &routing, int64_t most_to
       hidden(options.hidden),
       topk(options.topk),
       experts(options.experts),
-      weighted(options.weighted) {
+      weighted(options.weighted),
+      layout(layout_of(options.layout)) {
     for (int rank = 0; rank < ranks; ++rank) {
         // Uneven: the last rank has all, the first none.
         tokens.push_back(options.uneven && ranks > 1 ? most_tokens * rank / (ranks - 1) : most_tokens);
@@ -25,11 +41,15 @@ World::World(const PairOptions &options, const Routing &routing, int64_t most_to
     }
 }
 
-bool World::sends(int source, int64_t token, int to) const {
+bool World::by_expert() const {
+    return layout == MOELINK_LAYOUT_EXPERT_MAJOR || layout == MOELINK_LAYOUT_EXPERT_PADDED;
+}
+
+int World::experts_there(int source, int64_t token, int to) const {
     const int32_t *row = ids[static_cast<size_t>(source)].data() + token * topk;
     const int first = first_expert(to, experts, ranks);
     const int last = first_expert(to + 1, experts, ranks);
-    return std::any_of(row, row + topk, [&](int32_t id) { return id >= first && id < last; });
+    return static_cast<int>(std::count_if(row, row + topk, [&](int32_t id) { return id >= first && id < last; }));
 }
 
 float World::factor(int source, int64_t token, int owner) const {
@@ -69,13 +89,38 @@ int64_t World::most_tokens() const {
 
 namespace {
 
-// One pair without expert work: `distinct` times a row, added one by one and rounded once.
-void sum_row(const World &world, int distinct, void *row) {
+// `times` a row, added one by one and rounded once.
+std::vector<char> repeated(const World &world, int times, const void *row) {
     const auto hidden = static_cast<size_t>(world.hidden);
     std::vector<float> x(hidden);
     std::vector<float> sum(hidden);
     to_floats(world.dtype, row, world.hidden, x.data());
-    for (int r = 0; r < distinct; ++r) {
+    for (int r = 0; r < times; ++r) {
+        for (size_t c = 0; c < hidden; ++c) {
+            sum[c] += x[c];
+        }
+    }
+    std::vector<char> result(hidden * static_cast<size_t>(world.dtype.bytes));
+    from_floats(world.dtype, sum.data(), world.hidden, result.data());
+    return result;
+}
+
+// One pair without expert work: the rows of the token's distinct ranks, each the token or by_expert as many as it has experts there.
+void sum_row(const World &world, int source, int64_t token, void *row) {
+    if (!world.by_expert()) {
+        const auto sum = repeated(world, world.distinct_ranks(source, token), row);
+        std::memcpy(row, sum.data(), sum.size());
+        return;
+    }
+    const auto hidden = static_cast<size_t>(world.hidden);
+    std::vector<float> x(hidden);
+    std::vector<float> sum(hidden);
+    for (int to = 0; to < world.ranks; ++to) {
+        const int experts = world.experts_there(source, token, to);
+        if (experts == 0) {
+            continue;
+        }
+        to_floats(world.dtype, repeated(world, experts, row).data(), world.hidden, x.data());
         for (size_t c = 0; c < hidden; ++c) {
             sum[c] += x[c];
         }
@@ -88,7 +133,7 @@ void sum_row(const World &world, int distinct, void *row) {
 void given_row(const World &world, const Given &given, int source, int64_t token, void *row) {
     fill_row(world.dtype, world.seed + static_cast<uint64_t>(given.input), source, token, world.hidden, row);
     if (given.summed) {
-        sum_row(world, world.distinct_ranks(source, token), row);
+        sum_row(world, source, token, row);
     }
 }
 
@@ -306,7 +351,7 @@ CheckResult check_chain(const World &world, int rank, int steps, bool any_order,
             continue;
         }
         for (int step = 0; step < steps; ++step) {
-            sum_row(world, distinct, row.data());
+            sum_row(world, rank, token, row.data());
         }
         to_floats(world.dtype, row.data(), world.hidden, x.data());
         for (size_t c = 0; c < hidden; ++c) {

@@ -22,6 +22,7 @@ struct World {
     int topk = 0;
     int experts = 0;
     bool weighted = false;                    // combine multiplies each rank's row
+    int32_t layout = 0;                       // MOELINK_LAYOUT_*
     std::vector<int64_t> tokens;              // [ranks]
     std::vector<std::vector<int32_t>> ids;    // [ranks][tokens, topk]
     std::vector<std::vector<float>> weights;  // [ranks][tokens, topk]
@@ -29,7 +30,11 @@ struct World {
     World() = default;
     World(const PairOptions &options, const Routing &routing, int64_t most_tokens);
 
-    bool sends(int source, int64_t token, int to) const;
+    // A row for each of a token's experts.
+    bool by_expert() const;
+    // Experts of `to` that the token names.
+    int experts_there(int source, int64_t token, int to) const;
+    bool sends(int source, int64_t token, int to) const { return experts_there(source, token, to) > 0; }
     int distinct_ranks(int source, int64_t token) const;
     // What combine multiplies a rank's row of the token by: 1, or with `weighted` the token's weights for experts of the rank.
     float factor(int source, int64_t token, int owner) const;
@@ -44,7 +49,7 @@ struct Given {
     bool summed = false;
 };
 
-// In the run's type: a token times its distinct ranks when summed, rounded as combine does.
+// In the run's type: a token times its distinct ranks, or by_expert its experts, when summed, rounded as combine does.
 void given_row(const World &world, const Given &given, int source, int64_t token, void *row);
 
 struct CheckResult {

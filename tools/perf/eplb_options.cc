@@ -48,7 +48,9 @@ void add_eplb(CLI::App &app, EplbOptions &options) {
     app.add_option("--repeat", options.repeat, "times that a move is made, back and forth, of which the median is shown")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
-    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter (with -nccl or -nccl-deterministic: over NCCL), or reference")->capture_default_str();
+    app.add_option("--manager", options.manager,
+                   "one-sided, two-sided, allgather-reducescatter (with -nccl or -nccl-deterministic: over NCCL), or reference")
+        ->capture_default_str();
     app.add_option("--policy", options.policy, "how a token's copy of an expert is chosen: round-robin, hashed or capacity")
         ->capture_default_str();
     app.add_option("--tokens", options.tokens, "tokens on each rank")->check(CLI::Range(1, 1 << 24))->capture_default_str();

@@ -34,9 +34,9 @@ Timing timing_of(std::vector<double> samples) {
     return timing;
 }
 
-// A chain starts from the tokens again before its values could overflow: each pair multiplies a token by its distinct ranks.
+// A chain starts from the tokens again before its values could overflow: each pair multiplies a token by its distinct ranks, or experts.
 int restart_after(const World &world) {
-    const double octaves_a_pair = std::log2(std::min(world.ranks, world.topk));
+    const double octaves_a_pair = std::log2(world.by_expert() ? world.topk : std::min(world.ranks, world.topk));
     return octaves_a_pair > 0 ? std::max(1, static_cast<int>(world.dtype.octaves / octaves_a_pair)) : 1 << 20;
 }
 

@@ -29,6 +29,7 @@ struct PairOptions : RunOptions {
     int experts = 0;  // 0: 256, or the number that the load file has
     std::string dtype = "bf16";
     std::string send = "rows";
+    std::string layout = "rank-major";
     std::vector<std::string> routing = {"uniform"};
     bool graph = false;
     bool check = false;
@@ -48,7 +49,7 @@ struct PairOptions : RunOptions {
     int slice_of = 0;  // ranks of the group of which two ranks' slices run; 0: the whole of this one
     std::string corrupt;
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, sweep, hidden, topk, experts, dtype, send, routing,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PairOptions, device, ranks, manager, tokens, sweep, hidden, topk, experts, dtype, send, layout, routing,
                                    graph, check, threads, json, iterations, warmup, pairs, sm_budgets, copy_out, weighted, jitter,
                                    call_time, baseline, compare, seed, timeout, provider, mask, uneven, slice_of, corrupt)
 

@@ -41,6 +41,9 @@ void check_options(const PairOptions &options) {
     if (send.inside && manager_of(options.manager).over_nccl()) {
         throw std::invalid_argument(fmt::format("--send {}: dispatch over NCCL quantizes nothing; send fp8", send.name));
     }
+    if (options.layout != "rank-major" && (send.fp8 || options.weighted || options.copy_out || !options.corrupt.empty())) {
+        throw std::invalid_argument(fmt::format("--layout {} goes without --send, --weighted and --copy-out", options.layout));
+    }
     if (options.uneven && options.ranks < 2) {
         throw std::invalid_argument("--uneven needs at least two ranks");
     }

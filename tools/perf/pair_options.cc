@@ -35,7 +35,9 @@ Examples:
 void add_pair(CLI::App &app, PairOptions &options) {
     app.footer(pair_examples);
     add_run(app, options, MOELINK_GROUP_MAX_RANKS);
-    app.add_option("--manager", options.manager, "one-sided, allgather-reducescatter (with -nccl or -nccl-deterministic: over NCCL), or reference")->capture_default_str();
+    app.add_option("--manager", options.manager,
+                   "one-sided, two-sided, allgather-reducescatter (with -nccl or -nccl-deterministic: over NCCL), or reference")
+        ->capture_default_str();
     CLI::Option *tokens = app.add_option("--tokens", options.tokens, "tokens on each rank, a list: one row of the table each")
         ->delimiter(',')
         ->take_all()
@@ -82,6 +84,11 @@ void add_pair(CLI::App &app, PairOptions &options) {
         ->capture_default_str();
     app.add_flag("--copy-out", options.copy_out,
                  "received rows go into the caller's own buffers, from which combine reads them, instead of views");
+    app.add_option("--layout", options.layout,
+                   "how received rows lie: rank-major | packed (by source, without gaps) | expert-major (a row for each of a token's experts\n"
+                   "here) | expert-padded. Other than rank-major, --check compares the outputs of the timed pairs only")
+        ->check(CLI::IsMember({"rank-major", "packed", "expert-major", "expert-padded"}))
+        ->capture_default_str();
     CLI::Option *weighted =
         app.add_flag("--weighted", options.weighted, "combine multiplies each rank's row by the token's weights there");
     app.add_flag("--jitter", options.jitter, "also stamp each of many pairs in a row: p99 over p50, and the longest");

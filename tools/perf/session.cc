@@ -10,7 +10,7 @@ namespace perf {
 ManagerChoice manager_of(const std::string &name) {
     static const std::vector<std::pair<std::string, ManagerChoice>> managers = [] {
         std::vector<std::pair<std::string, ManagerChoice>> found;
-        for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
+        for (const int32_t kind : {MOELINK_MANAGER_ONE_SIDED, MOELINK_MANAGER_TWO_SIDED, MOELINK_MANAGER_ALLGATHER_REDUCESCATTER, MOELINK_MANAGER_REFERENCE}) {
             const std::string kind_name = moelink_manager_kind_name(kind);
             found.push_back({kind_name, {kind, 0}});
             if (kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER) continue;
@@ -150,6 +150,7 @@ Job::Job(const Session &session, const World &world, ManagerChoice manager_choic
     manager_.reset(manager);
     moelink_manager_config config = MOELINK_MANAGER_CONFIG_INIT;
     config.flags = choice_.flags;
+    config.layouts = 1u << world.layout;
     config.max_tokens = static_cast<int32_t>(world.most_tokens());
     config.top_k = world.topk;
     config.num_experts = world.experts;
@@ -271,6 +272,7 @@ void Job::dispatch(const void *tokens, const void *ids) {
         payloads[0] = {values, sent_bytes_[0], 0, MOELINK_DTYPE_F8E4M3, 0};
         payloads[1] = {values + tokens_here_ * sent_bytes_[0], sent_bytes_[1], 0, MOELINK_DTYPE_F32, 0};
     }
+    args.layout = world_.layout;
     args.num_tokens = static_cast<int32_t>(tokens_here_);
     args.topk_ids = ids;
     args.topk_weights = static_cast<const float *>(weights_);

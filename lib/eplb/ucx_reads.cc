@@ -1,0 +1,108 @@
+#include "eplb/ucx_reads.hpp"
+
+#include "eplb/comm_round.hpp"
+
+#include <algorithm>
+#include <thread>
+
+namespace moelink::eplb {
+
+namespace {
+
+constexpr size_t most_flying = 64;
+// Begun in one call: inside a host a read is a copy that is done at once, and peers are to be served in between.
+constexpr uint64_t most_begun = 4 << 20;
+constexpr uint64_t patience_ns = 1'000'000'000;
+
+// Whatever came of it: its round has failed already.
+bool is_over(UcxGet &get) noexcept {
+    try {
+        return get.passed();
+    } catch (const Error &) {
+        return true;
+    }
+}
+
+}  // namespace
+
+void UcxReads::fetch(Transfer &receive, const UcxLayer::Rows &rows) {
+    receive.link = MOELINK_EPLB_LINK_NETWORK;
+    fetches_.push_back(Fetch{&receive, &rows});
+    waiting_.push_back(&fetches_.back());
+}
+
+// Returns its size.
+uint64_t UcxReads::begin_piece(Fetch &fetch) {
+    const size_t i = fetch.tensor;
+    const Strip &to = fetch.receive->rows[i];
+    const UcxLayer::Rows &rows = *fetch.rows;
+    // Rows without gaps on both sides are one row.
+    const bool dense = to.row_stride == to.row_bytes && rows.row_stride[i] == to.row_bytes;
+    const uint64_t row_bytes = dense ? to.bytes() : to.row_bytes;
+    const uint64_t row_count = dense ? 1 : to.rows;
+    const uint64_t bytes = std::min(piece_bytes_, row_bytes - fetch.offset);
+    const uint64_t from = rows.base[i] + static_cast<uint64_t>(fetch.receive->slot) * rows.slot_stride[i] +
+                          fetch.row * rows.row_stride[i] + fetch.offset;
+    flying_.push_back(Piece{UcxGet(*rows.keys[i], to.data + fetch.row * to.row_stride + fetch.offset, from, bytes), &fetch});
+    ++fetch.under_way;
+    fetch.offset += bytes;
+    if (fetch.offset == row_bytes) {
+        fetch.offset = 0;
+        ++fetch.row;
+    }
+    if (fetch.row == row_count) {
+        fetch.row = 0;
+        ++fetch.tensor;
+    }
+    fetch.all_begun = fetch.tensor == fetch.receive->rows.size();
+    return bytes;
+}
+
+void UcxReads::collect() {
+    for (size_t i = 0; i < flying_.size();) {
+        if (!flying_[i].get.passed()) {
+            ++i;
+            continue;
+        }
+        Fetch &fetch = *flying_[i].fetch;
+        --fetch.under_way;
+        if (fetch.all_begun && fetch.under_way == 0) fetch.receive->landed = true;
+        flying_[i] = std::move(flying_.back());
+        flying_.pop_back();
+    }
+}
+
+bool UcxReads::poll() {
+    if (fetches_.empty()) return false;
+    try {
+        uint64_t begun = 0;
+        while (!waiting_.empty() && flying_.size() < most_flying && begun < most_begun) {
+            Fetch &fetch = *waiting_.front();
+            begun += begin_piece(fetch);
+            waiting_.pop_front();
+            if (!fetch.all_begun) waiting_.push_back(&fetch);
+        }
+        worker_.progress();
+        collect();
+    } catch (const Error &error) {
+        throw LostRound(error.status(), error.text());
+    }
+    return !waiting_.empty() || !flying_.empty();
+}
+
+void UcxReads::end() {
+    waiting_.clear();
+    const Deadline patience = Deadline::after_ns(patience_ns);
+    while (!flying_.empty() && !patience.passed()) {
+        worker_.progress();
+        std::erase_if(flying_, [](Piece &piece) { return is_over(piece.get); });
+        if (!flying_.empty()) std::this_thread::yield();
+    }
+    const bool stuck = !flying_.empty();
+    if (stuck) worker_.close();
+    flying_.clear();
+    fetches_.clear();
+    if (stuck) fail(MOELINK_ERR_DEVICE, "reads over UCX did not end, so UCX was given up; reinit brings it back");
+}
+
+}  // namespace moelink::eplb

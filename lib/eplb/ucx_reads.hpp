@@ -1,0 +1,48 @@
+// Reads of a round over UCX: experts cut into pieces, a bounded number of them under way.
+#pragma once
+
+#include "eplb/ucx_peers.hpp"
+
+#include <deque>
+
+namespace moelink::eplb {
+
+class UcxReads {
+public:
+    UcxReads(UcxWorker &worker, uint64_t piece_bytes) : worker_(worker), piece_bytes_(piece_bytes) {}
+
+    // The rows of a slot of a peer that is ready.
+    void fetch(Transfer &receive, const UcxLayer::Rows &rows);
+    // Throws LostRound.
+    bool poll();
+    // Nothing new is begun.
+    void give_up() noexcept { waiting_.clear(); }
+    // Nothing lands any more. Throws DEVICE when that could only be had by giving UCX up.
+    void end();
+
+private:
+    // Where a fetch goes on.
+    struct Fetch {
+        Transfer *receive;
+        const UcxLayer::Rows *rows;
+        size_t tensor = 0;
+        uint64_t row = 0;
+        uint64_t offset = 0;   // [bytes] in the row
+        uint64_t under_way = 0;
+        bool all_begun = false;
+    };
+    struct Piece {
+        UcxGet get;
+        Fetch *fetch;
+    };
+    uint64_t begin_piece(Fetch &fetch);
+    void collect();
+
+    UcxWorker &worker_;
+    const uint64_t piece_bytes_;
+    std::deque<Fetch> fetches_;    // a deque: its elements stay where they are
+    std::deque<Fetch *> waiting_;  // those with pieces to begin, in turn
+    std::vector<Piece> flying_;
+};
+
+}  // namespace moelink::eplb

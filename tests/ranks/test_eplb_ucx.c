@@ -1,0 +1,460 @@
+/* Live rows read over UCX, between processes that map nothing of each other: exact bytes, what is refused and why, peers that die,
+ * nothing left behind. With MOELINK_TEST_FAKE_UCX (its path) UCX is the tests' own, which does as told; else it is this machine's,
+ * where tests of reading are skipped unless it reads without the peer's CPU. */
+#include "exchange.h"
+
+#include <dirent.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum { SLOTS = 3, EXPERTS = 9, VICTIM = 1 };
+
+struct plan {
+    int place;
+    uint32_t flags;
+    uint64_t scale;
+    int step;         /* of the victim; -1: nobody dies */
+    const char *fake; /* told to the fake once the layer is registered */
+    const char *why;  /* staged, with this reason; NULL: read */
+};
+
+static const struct plan plain = {EXCHANGE_PLAIN, 0, 40, -1, NULL, NULL};
+
+static int run_ranks(int size, int threads, const struct plan *plan, const char *name, rank_function function) {
+    rank_options options;
+    memset(&options, 0, sizeof(options));
+    options.size = size;
+    options.threads = threads;
+    options.user = (void *)plan;
+    options.name = name;
+    options.seed = 11;
+    return ranks_run(&options, function);
+}
+
+static const char *fake_path(void) { return getenv("MOELINK_TEST_FAKE_UCX"); }
+
+static int forget(void **state) {
+    (void)state;
+    return unsetenv("MOELINK_FAKE_UCX");
+}
+
+static void on_signal(int number) { (void)number; }
+
+static moelink_eplb_comm *make(rank_context *ctx, const struct plan *plan, int experts) {
+    return exchange_comm(ctx, MOELINK_EPLB_COMM_READ, experts, plan->flags | MOELINK_EPLB_COMM_F_NO_MAP);
+}
+
+/* --- can this machine's UCX read? --- */
+
+static void probe(rank_context *ctx) {
+    const struct plan *plan = ctx->user;
+    char reasons[4096];
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    moelink_eplb_comm *comm = make(ctx, plan, 1);
+    exchange_layer layer = exchange_make(ctx, 0, 1, 4, EXCHANGE_PLAIN);
+    exchange_register(ctx, comm, &layer);
+    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
+    if (info.read_peers == 0) RANK_FAIL(ctx, "%s", reasons);
+    moelink_eplb_comm_destroy(comm);
+    exchange_free(ctx, &layer);
+}
+
+/* Whether ranks can do it; if not, says why. In processes of their own, so that this one never loads UCX. */
+static int succeeds(int size, rank_function function, const char *so) {
+    static char report[8192];
+    rank_options options;
+    memset(&options, 0, sizeof(options));
+    options.size = size;
+    options.user = (void *)&plain;
+    options.no_finalize = 1;
+    options.report = report;
+    options.report_bytes = sizeof(report);
+    if (ranks_run(&options, function) == 0) return 1;
+    print_message("%s:\n%s\n", so, report);
+    return 0;
+}
+
+static int can_read(void) {
+    static int known = -1;
+    if (known < 0) known = succeeds(2, probe, "UCX here does not read without the peer's CPU, so reads are not tested");
+    return known;
+}
+
+static void load(rank_context *ctx) {
+    char text[512];
+    if (moelink_device_library("ucx", text, sizeof(text)) != MOELINK_OK) RANK_FAIL(ctx, "%s", text);
+    RANK_TEXT(ctx, text, "UCX ");
+}
+
+#define NEEDS_READS() \
+    do {              \
+        if (!can_read()) skip(); \
+    } while (0)
+
+/* --- exact bytes --- */
+
+static void expect_ways(rank_context *ctx, moelink_eplb_comm *comm, const struct plan *plan, uint64_t expert_bytes) {
+    char reasons[4096];
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
+    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
+    RANK_OK(ctx, moelink_eplb_comm_stats_of(comm, &stats));
+    const int reads = plan->why == NULL;
+    RANK_EQUAL(ctx, info.read_peers, reads ? ctx->size - 1 : 0);
+    RANK_EQUAL(ctx, info.staged_peers, reads ? 0 : ctx->size - 1);
+    RANK_EQUAL(ctx, stats.failed_rounds, 0);
+    RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_LOCAL], 0);
+    RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_PEER], 0);
+    RANK_EQUAL(ctx, stats.received_bytes[reads ? MOELINK_EPLB_LINK_HOST : MOELINK_EPLB_LINK_NETWORK], 0);
+    RANK_EQUAL(ctx, stats.received_bytes[reads ? MOELINK_EPLB_LINK_NETWORK : MOELINK_EPLB_LINK_HOST], stats.experts_received * expert_bytes);
+    RANK_CHECK(ctx, stats.experts_received > 0);
+    RANK_TEXT(ctx, reasons, reads ? "is read over UCX " : "is staged: tensor 0 of layer 3: params.flags has NO_MAP; ");
+    if (!reads) RANK_TEXT(ctx, reasons, plan->why);
+}
+
+static void moves(rank_context *ctx) {
+    const struct plan *plan = ctx->user;
+    int32_t maps[2][EXCHANGE_MAX_SLOTS];
+    exchange_layer layers[2];
+    if (signal(SIGFPE, on_signal) == SIG_ERR) RANK_FAIL(ctx, "signal");
+    moelink_eplb_comm *comm = make(ctx, plan, SLOTS);
+    RANK_CHECK(ctx, signal(SIGFPE, SIG_DFL) == on_signal); /* UCX takes signals over when it is loaded */
+    for (int i = 0; i < 2; ++i) {
+        layers[i] = exchange_make(ctx, 3 + i, SLOTS, plan->scale, plan->place);
+        if (plan->fake != NULL) setenv("MOELINK_FAKE_UCX", plan->fake, 1);
+        exchange_register(ctx, comm, &layers[i]);
+        exchange_register(ctx, comm, &layers[i]); /* again: new keys */
+    }
+    for (int round = 0; round < 4; ++round) {
+        exchange_layer *layer = &layers[round % 2];
+        rank_scene(ctx, "round %d", round);
+        for (int i = 0; i < 2; ++i) exchange_map(ctx->seed + (uint64_t)(2 * round + i), ctx->size, SLOTS, EXPERTS, maps[i]);
+        exchange_fill(ctx, layer, maps[0] + ctx->rank * SLOTS);
+        exchange_run(ctx, comm, layer, maps[0], maps[1]);
+    }
+    expect_ways(ctx, comm, plan, exchange_expert_bytes(&layers[0]));
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    moelink_eplb_comm_destroy(comm);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    for (int i = 0; i < 2; ++i) exchange_free(ctx, &layers[i]);
+}
+
+static void test_reads(void **state) {
+    (void)state;
+    NEEDS_READS();
+    for (int ranks = 3; ranks <= 6; ++ranks) {
+        for (int place = 0; place < EXCHANGE_PLACES; ++place) {
+            struct plan plan = plain;
+            plan.place = place;
+            plan.flags = ranks == 4 ? MOELINK_EPLB_COMM_F_CHECKSUM : 0;
+            plan.scale = ranks == 5 ? 3000 : 40; /* many pieces */
+            assert_int_equal(run_ranks(ranks, 0, &plan, "reads", moves), 0);
+        }
+    }
+}
+
+/* --- ranks of one process need no mapping --- */
+
+static void threads_read(rank_context *ctx) {
+    int32_t map[] = {0, 1, 2, 3}, next[] = {2, 3, 0, 1};
+    moelink_eplb_comm *comm = make(ctx, &plain, 2);
+    exchange_layer layer = exchange_make(ctx, 0, 2, 4, EXCHANGE_PLAIN);
+    moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
+    exchange_register(ctx, comm, &layer);
+    exchange_fill(ctx, &layer, map + 2 * ctx->rank);
+    exchange_run(ctx, comm, &layer, map, next);
+    RANK_OK(ctx, moelink_eplb_comm_stats_of(comm, &stats));
+    RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_PEER], 2 * exchange_expert_bytes(&layer));
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    moelink_eplb_comm_destroy(comm);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    exchange_free(ctx, &layer);
+}
+
+static void test_one_process(void **state) {
+    (void)state;
+    assert_int_equal(run_ranks(2, 1, &plain, "one process", threads_read), 0);
+}
+
+/* --- refused --- */
+
+static void run_refused(const char *name, const char *why, const char *later) {
+    struct plan plan = plain;
+    plan.why = why;
+    plan.fake = later;
+    assert_int_equal(run_ranks(3, 0, &plan, name, moves), 0);
+}
+
+static void test_absent(void **state) {
+    (void)state;
+    const char *path = getenv("MOELINK_UCX_LIBRARY");
+    char *kept = path != NULL ? strdup(path) : NULL;
+    setenv("MOELINK_UCX_LIBRARY", "/nowhere/libucp.so.0", 1);
+    run_refused("absent", TEST_UCX ? "/nowhere/libucp.so.0" : "this MoELink was built without UCX's headers", NULL);
+    if (kept != NULL) {
+        setenv("MOELINK_UCX_LIBRARY", kept, 1);
+    } else {
+        unsetenv("MOELINK_UCX_LIBRARY");
+    }
+    free(kept);
+}
+
+/* TCP needs the peer's CPU, in every release. */
+static void test_tcp(void **state) {
+    (void)state;
+    if (fake_path() != NULL) skip();
+    if (!succeeds(1, load, "UCX is not here, so its refusals are not tested")) skip();
+    const char *transports = getenv("UCX_TLS");
+    char *kept = transports != NULL ? strdup(transports) : NULL;
+    setenv("UCX_TLS", "tcp", 1);
+    run_refused("tcp", "here needs the peer's CPU (transport tcp/", NULL);
+    if (kept != NULL) {
+        setenv("UCX_TLS", kept, 1);
+    } else {
+        unsetenv("UCX_TLS");
+    }
+    free(kept);
+}
+
+static void test_fake_refusals(void **state) {
+    (void)state;
+    if (fake_path() == NULL) skip();
+    static const char *const told[][2] = {
+        {"cpu", "UCX 0.0.0 here needs the peer's CPU (transport fake/host0, fake/host1)"},
+        {"wrong", "what UCX 0.0.0 reads is not what rank "},
+        {"lost", "UCX: UCX did not read from rank "},
+        {"stuck", "UCX: a first read did not come in time"},
+        {"unmapped", "UCX: ucp_mem_map: a fake failure"},
+        {"device", "UCX: UCX takes it for memory of type 1, not 0"},
+        {"unreachable", "UCX: ucp_ep_create: a fake failure"},
+    };
+    for (size_t i = 0; i < sizeof(told) / sizeof(told[0]); ++i) {
+        setenv("MOELINK_FAKE_UCX", told[i][0], 1);
+        run_refused(told[i][0], told[i][1], NULL);
+    }
+    forget(NULL);
+    /* Memory that cannot be registered, though UCX reads other memory. */
+    run_refused("no layer", "UCX: tensor 0 of layer 3: ucp_mem_map: a fake failure", "unmapped");
+}
+
+/* --- a round that fails --- */
+
+static int32_t state_of(rank_context *ctx, const moelink_eplb_comm *comm) {
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, NULL, 0));
+    return info.state;
+}
+
+static void two_maps(int ranks, int32_t *from, int32_t *to) {
+    const int total = ranks * SLOTS;
+    for (int i = 0; i < total; ++i) from[i] = i;
+    for (int i = 0; i < total; ++i) to[i] = from[(i + SLOTS) % total];
+}
+
+/* On rank 0 UCX fails in the round: nobody gets anything, and reinit heals. */
+static void fails(rank_context *ctx) {
+    const struct plan *plan = ctx->user;
+    int32_t from[64], to[64];
+    moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
+    moelink_eplb_comm *comm = NULL;
+    two_maps(ctx->size, from, to);
+    exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_PLAIN);
+    params.flags = MOELINK_EPLB_COMM_F_NO_MAP;
+    params.timeout_ns = (uint64_t)ranks_scaled_ms(2000) * 1000000u;
+    RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, MOELINK_EPLB_COMM_READ, &comm));
+    RANK_OK(ctx, moelink_eplb_comm_init(comm, &params));
+    exchange_register(ctx, comm, &layer);
+    exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
+    if (ctx->rank == 0) setenv("MOELINK_FAKE_UCX", plan->fake, 1);
+    RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
+    exchange_queue(ctx, comm, &layer, from, to);
+    RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), strcmp(plan->fake, "lost") == 0 ? MOELINK_ERR_PEER_UNREACHABLE : MOELINK_ERR_TIMEOUT);
+    RANK_TEXT(ctx, moelink_last_error(), plan->why);
+    exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
+    unsetenv("MOELINK_FAKE_UCX");
+    if (ctx->rank == 0) RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_POISONED);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    params.timeout_ns = 0;
+    RANK_OK(ctx, moelink_eplb_comm_reinit(comm, &params));
+    exchange_register(ctx, comm, &layer);
+    exchange_run(ctx, comm, &layer, from, to);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    moelink_eplb_comm_destroy(comm);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    exchange_free(ctx, &layer);
+}
+
+static void test_fake_failures(void **state) {
+    (void)state;
+    if (fake_path() == NULL) skip();
+    struct plan plan = plain;
+    plan.fake = "lost";
+    plan.why = "UCX did not read from rank 1";
+    assert_int_equal(run_ranks(3, 0, &plan, "lost", fails), 0);
+    plan.fake = "stuck";
+    plan.why = "3 experts of rank 1";
+    assert_int_equal(run_ranks(3, 0, &plan, "stuck", fails), 0);
+}
+
+/* --- killed at each step --- */
+
+struct countdown {
+    char mark[32];
+    int left;
+    int total;
+    int kill;
+};
+
+static void count_steps(void *user, int32_t level, const char *text) {
+    struct countdown *countdown = user;
+    (void)level;
+    if (strncmp(text, countdown->mark, strlen(countdown->mark)) != 0) return;
+    ++countdown->total;
+    if (countdown->kill && countdown->left-- == 0) raise(SIGKILL);
+}
+
+enum { STEPS = 10 };
+
+static void dies(rank_context *ctx) {
+    static struct countdown countdown;
+    const struct plan *plan = ctx->user;
+    int32_t from[64], to[64];
+    two_maps(ctx->size, from, to);
+    exchange_layer layer = exchange_make(ctx, 0, SLOTS, plan->scale, EXCHANGE_PLAIN);
+    moelink_eplb_comm *comm = make(ctx, plan, SLOTS);
+    exchange_register(ctx, comm, &layer);
+    exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
+    exchange_run(ctx, comm, &layer, from, to); /* ranks connect in their first round */
+    exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
+    RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
+    exchange_queue(ctx, comm, &layer, from, to);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    snprintf(countdown.mark, sizeof(countdown.mark), "round 2: rank %d ", ctx->rank);
+    countdown.kill = ctx->rank == VICTIM;
+    countdown.left = plan->step;
+    moelink_log_set_callback(count_steps, &countdown);
+    RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_DEBUG));
+    const moelink_status status = moelink_eplb_comm_execute(comm);
+    RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_WARN));
+    moelink_log_set_callback(NULL, NULL);
+    RANK_CHECK(ctx, ctx->rank != VICTIM);
+    const int news = exchange_which(ctx, &layer, from + ctx->rank * SLOTS, to + ctx->rank * SLOTS);
+    if (news < 0) RANK_FAIL(ctx, "slot %d holds neither what it held nor what it was to get", -2 - news);
+    RANK_EQUAL(ctx, news, status == MOELINK_OK ? SLOTS : 0);
+    if (status != MOELINK_OK) {
+        if (status != MOELINK_ERR_PEER_EXITED && status != MOELINK_ERR_INVALID_STATE) RANK_FAIL(ctx, "%s", moelink_last_error());
+        RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_POISONED);
+    }
+    moelink_eplb_comm_destroy(comm);
+    exchange_free(ctx, &layer);
+}
+
+static void test_killed(void **state) {
+    static const int victim = VICTIM;
+    (void)state;
+    NEEDS_READS();
+    for (int step = 0; step < STEPS; ++step) {
+        struct plan plan = plain;
+        plan.step = step;
+        plan.scale = 30000; /* 3 MB an expert */
+        rank_options options;
+        memset(&options, 0, sizeof(options));
+        options.size = 3;
+        options.user = &plan;
+        options.name = "killed";
+        options.no_finalize = 1;
+        options.dying = &victim;
+        options.dying_count = 1;
+        assert_int_equal(ranks_run(&options, dies), 0);
+    }
+}
+
+/* --- nothing is left behind --- */
+
+static int count_entries(const char *path) {
+    DIR *folder = opendir(path);
+    int count = 0;
+    while (folder != NULL && readdir(folder) != NULL) ++count;
+    if (folder != NULL) closedir(folder);
+    return count;
+}
+
+/* [KiB] */
+static long resident(void) {
+    FILE *file = fopen("/proc/self/statm", "re");
+    long size = 0, pages = 0;
+    if (file == NULL || fscanf(file, "%ld %ld", &size, &pages) != 2) pages = -1;
+    if (file != NULL) fclose(file);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+/* Closed sockets leave with their peers' last words. */
+static int settled(const char *path, int most) {
+    int count = 0;
+    for (int i = 0; i < 100; ++i) {
+        const struct timespec nap = {0, 20000000};
+        count = count_entries(path);
+        if (count <= most) break;
+        nanosleep(&nap, NULL);
+    }
+    return count;
+}
+
+static void many(rank_context *ctx) {
+    enum { TIMES = 20 };
+    int32_t from[64], to[64];
+    int files = 0, tasks = 0;
+    long memory = 0;
+    two_maps(ctx->size, from, to);
+    for (int i = 0; i < TIMES; ++i) {
+        rank_scene(ctx, "communicator %d", i);
+        exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_PLAIN);
+        moelink_eplb_comm *comm = make(ctx, ctx->user, SLOTS);
+        exchange_register(ctx, comm, &layer);
+        exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
+        exchange_run(ctx, comm, &layer, from, to);
+        RANK_OK(ctx, moelink_group_barrier(ctx->group));
+        moelink_eplb_comm_destroy(comm);
+        RANK_OK(ctx, moelink_group_barrier(ctx->group));
+        exchange_free(ctx, &layer);
+        if (i != 4) continue;
+        files = settled("/proc/self/fd", 0);
+        tasks = settled("/proc/self/task", 0);
+        memory = resident();
+    }
+    RANK_EQUAL(ctx, settled("/proc/self/fd", files), files);
+    RANK_EQUAL(ctx, settled("/proc/self/task", tasks), tasks);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    (void)memory;
+#else
+    RANK_CHECK(ctx, resident() < memory + 8192);
+#endif
+}
+
+static void test_many(void **state) {
+    (void)state;
+    assert_int_equal(run_ranks(2, 0, &plain, "many", many), 0); /* read or staged: what UCX took is given back */
+}
+
+int main(void) {
+    if (fake_path() != NULL) setenv("MOELINK_UCX_LIBRARY", fake_path(), 1);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_reads, forget),
+        cmocka_unit_test_setup(test_one_process, forget),
+        cmocka_unit_test_setup(test_absent, forget),
+        cmocka_unit_test_setup(test_tcp, forget),
+        cmocka_unit_test_setup(test_fake_refusals, forget),
+        cmocka_unit_test_setup(test_fake_failures, forget),
+        cmocka_unit_test_setup(test_killed, forget),
+        cmocka_unit_test_setup(test_many, forget),
+    };
+    return cmocka_run_group_tests_name("reads over UCX", tests, NULL, NULL);
+}
