@@ -55,6 +55,7 @@ MOELINK_STRUCT_OUT(moelink_device_info_init($1), moelink_device_info, out)
 MOELINK_STRUCT_OUT(moelink_mapping_info_init($1), moelink_mapping_info, out)
 MOELINK_STRUCT_OUT(moelink_memory_info_init($1), moelink_memory_info, out)
 MOELINK_STRUCT_OUT(moelink_manager_sizes_init($1), moelink_manager_sizes, out)
+MOELINK_STRUCT_OUT(moelink_all2all_backend_init($1), moelink_all2all_backend, out)
 MOELINK_STRUCT_OUT(, moelink_unique_id, out_id)
 
 %typemap(in, numinputs=0) int32_t *out (int32_t value), int32_t *out_state (int32_t value) { value = 0; $1 = &value; }
