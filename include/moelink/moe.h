@@ -184,7 +184,8 @@ MOELINK_API moelink_status moelink_manager_state_of(const moelink_manager *manag
 MOELINK_API moelink_status moelink_manager_sizes_of(const moelink_manager *manager, moelink_manager_sizes *out);
 
 /** The manager's sticky fault as seen so far by the host or, through pinned memory, by a kernel: OK, TIMEOUT, PEER_EXITED,
- *  MISMATCH, INVALID_STATE (graphs replayed dispatch and combine of a slot out of turn), STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
+ *  MISMATCH, INVALID_STATE (graphs replayed dispatch and combine of a slot out of turn), TOO_SMALL (more rows than a layout has room
+ *  for), STALE or DEVICE. No synchronisation. STALE is reported once and then cleared, since the present workspace is
  *  unharmed. Local. Threads: any. */
 MOELINK_API moelink_status moelink_manager_fault(moelink_manager *manager);
 
@@ -200,11 +201,11 @@ enum moelink_layout {
     MOELINK_LAYOUT_RANK_MAJOR = 0, /**< [ranks, slots_per_rank, ...]: rows of source s at s * slots_per_rank, in token order */
     MOELINK_LAYOUT_PACKED = 1,     /**< rows of source s from rank_offsets[s] on, without gaps */
     /** One row for each (token, k) with an expert here: rows of local expert e from expert_offsets[e] on, each expert's at a multiple of
-     *  the alignment; the rows between are zero. */
+     *  the alignment, the end as well; the rows between are zero. */
     MOELINK_LAYOUT_EXPERT_MAJOR = 2,
     /** The same with room for as many rows for each local expert, [local_experts, expert_rows, ...] (DeepEP's low-latency form): expert e
-     *  from e * expert_rows on, where expert_rows = ranks * slots_per_rank, or what layout_rows or output_rows leave for each. Rows beyond
-     *  expert_counts[e] are undefined. */
+     *  from e * expert_rows on, where expert_rows = ranks * slots_per_rank, or what layout_rows or output_rows leave for each: enough
+     *  where no token names an expert twice. Rows beyond expert_counts[e] are undefined. */
     MOELINK_LAYOUT_EXPERT_PADDED = 3
 };
 
@@ -250,7 +251,7 @@ typedef struct moelink_dispatch_args {
                                            on none */
     const int64_t *rank_tokens;       /**< [ranks] host, or NULL: tokens of every rank. ALLGATHER_REDUCESCATTER over NCCL moves only so many rows,
                                            where NULL pads to max_tokens; other kinds check only this rank's own */
-    int32_t layout;                   /**< MOELINK_LAYOUT_*; in config.layouts */
+    int32_t layout;                   /**< MOELINK_LAYOUT_*; in config.layouts; the same on every rank */
     int32_t invalid_id;               /**< written into topk_ids of empty rows and for experts that live elsewhere */
     int32_t payload_count;            /**< at most the config's */
     uint32_t flags;                   /**< MOELINK_DISPATCH_F_* */
@@ -270,8 +271,9 @@ typedef struct moelink_dispatch_args {
     int32_t rank_tokens_count;        /**< entries of rank_tokens, which must be the group's ranks; 0: not checked */
     int64_t output_rows;              /**< rows that each of `outputs` holds; 0: row_capacity. RANK_MAJOR needs row_capacity. More rows
                                            than that are a fault (TOO_SMALL), and none is written behind the last */
-    int64_t *load_counts;             /**< NULL, or [num_experts] device: the number of this rank's tokens that name an expert is added to its
-                                           entry; ids that are dropped count nowhere. As moelink_eplb_load_window_record takes them */
+    int64_t *load_counts;             /**< NULL, or [num_experts] device: 1 is added for each of this rank's (token, k) to its expert's entry; ids
+                                           that are dropped, and repeated routings, count nowhere. As moelink_eplb_load_record takes
+                                           them, where ids are physical */
 } moelink_dispatch_args;
 #define MOELINK_DISPATCH_ARGS_INIT \
     {(uint32_t)sizeof(moelink_dispatch_args), 0, 0, MOELINK_DTYPE_I32, 0, 0, 0, 0, MOELINK_LAYOUT_RANK_MAJOR, -1, 0, 0u, 0, 0, \
@@ -339,8 +341,8 @@ typedef struct moelink_combine_args {
                               with no valid id become 0 */
     int32_t sm_budget;   /**< as in moelink_dispatch_args */
     uint32_t reserved;   /**< 0 */
-    int64_t input_rows;  /**< rows that input holds: at least the dispatch's row_capacity, or where rank_tokens was given in PACKED, their
-                              sum exactly; 0: not checked */
+    int64_t input_rows;  /**< rows that input holds: at least the dispatch's row_capacity; on ALLGATHER_REDUCESCATTER in PACKED, where rank_tokens was
+                              given, their sum exactly; 0: not checked */
 } moelink_combine_args;
 #define MOELINK_COMBINE_ARGS_INIT \
     {(uint32_t)sizeof(moelink_combine_args), 0, MOELINK_COMBINE_SUM, 0u, {0, 0u, 0u, 0, 0u}, {0, 0u, 0u, 0, 0u}, 0, 0u, 0}
@@ -362,10 +364,12 @@ MOELINK_API moelink_status moelink_dispatch(moelink_manager *manager, const moel
  *  described. Collective; blocking and capturable as the kind's dispatch. Errors: INVALID_STATE when no such dispatch waits on the slot; as dispatch. */
 MOELINK_API moelink_status moelink_dispatch_receive(moelink_manager *manager, int32_t slot, moelink_stream stream);
 
-/** Exact counts of the slot's last dispatch, on the host: waits until they are there, without waiting for a stream.
+/** Exact counts of the slot's last dispatch, on the host: waits until they are there, without waiting for a stream. In RANK_MAJOR only
+ *  where the config has other layouts or MOELINK_MANAGER_F_COUNTS. Also of a dispatch that brought too many rows.
  *  out_rank_rows [ranks]: rows from each source; out_expert_rows [local_experts]: rows of each local expert in the EXPERT layouts, else
- *  not written; either may be NULL; *out_rows: rows in use of the layout, the last expert's end in EXPERT_MAJOR. Local, host-blocking, not
- *  capturable. Not for dispatches that a graph replays. Errors: INVALID_ARGUMENT, INVALID_STATE, TIMEOUT after timeout_ns (0: the config's). */
+ *  not written; either may be NULL; *out_rows: rows in use of the layout, the last expert's end in EXPERT_MAJOR, all experts' rows together
+ *  in EXPERT_PADDED. Local, host-blocking, not capturable. Not for dispatches that a graph replays. Errors: INVALID_ARGUMENT,
+ *  INVALID_STATE (also when a fault keeps them from coming), TIMEOUT after timeout_ns (0: the config's). */
 MOELINK_API moelink_status moelink_dispatch_counts(moelink_manager *manager, int32_t slot, uint64_t timeout_ns, int64_t *out_rank_rows,
                                                    int64_t *out_expert_rows, int64_t *out_rows);
 

@@ -50,7 +50,7 @@ static void change(rank_context *ctx, moe_flight *flight, int32_t *count, uint64
     moe_flight_refill(ctx, flight, seed);
 }
 
-static void replay(rank_context *ctx, plan_variant variant, int32_t dtype, int how) {
+static void replay(rank_context *ctx, plan_variant variant, int32_t layout, int32_t dtype, int how) {
     const int32_t kind = variant.kind;
     moelink_stream stream = device_stream_create(ctx);
     moe_geometry geometry;
@@ -61,10 +61,16 @@ static void replay(rank_context *ctx, plan_variant variant, int32_t dtype, int h
     geometry.flags = variant.flags;
     moe_round_plain(1, ctx->size, TOKENS, HIDDEN, dtype, &round);
     round.exact = dtype == MOELINK_DTYPE_F32;
+    geometry.layouts = layout != MOELINK_LAYOUT_RANK_MAJOR ? 1u << layout : 0;
+    geometry.alignment = round.alignment = 8;
+    round.layout = layout;
     moelink_manager_config config = moe_config(&geometry, ctx->rank);
     RANK_OK(ctx, moelink_manager_create(ctx->group, kind, NULL, &manager));
     RANK_OK(ctx, moelink_manager_init(manager, &config));
     moe_flight_prepare(ctx, &flight, manager, kind, &geometry, &round, stream);
+    flight.replayed = 1;
+    flight.args.load_counts = NULL; /* counts of all replays together */
+    guarded_free(ctx, &flight.loads);
     int32_t *count = device_alloc_pinned(ctx, 4);
     if ((how & COUNT_ON_DEVICE) != 0) {
         flight.tokens_device = guarded_make(ctx, 4, 0);
@@ -78,7 +84,7 @@ static void replay(rank_context *ctx, plan_variant variant, int32_t dtype, int h
     struct graphs graphs = capture(ctx, &flight, manager);
     int replays = (int)test_number("MOELINK_TEST_REPLAYS", 1000);
     for (int i = 0; i < replays; ++i) {
-        rank_scene(ctx, "%s, dtype %d, replay %d%s", moelink_manager_kind_name(kind), dtype, i,
+        rank_scene(ctx, "%s, %s, dtype %d, replay %d%s", moelink_manager_kind_name(kind), moelink_layout_name(layout), dtype, i,
                    (how & COUNT_ON_DEVICE) != 0 ? ", count on device" : "");
         change(ctx, &flight, count, 100u + (uint64_t)i);
         if (i % 10 == 7) { /* eager */
@@ -107,15 +113,18 @@ static void replay(rank_context *ctx, plan_variant variant, int32_t dtype, int h
 
 static void one_sided(rank_context *ctx) {
     const plan_variant variant = {MOELINK_MANAGER_ONE_SIDED, 0};
-    replay(ctx, variant, MOELINK_DTYPE_F32, 0);
-    replay(ctx, variant, MOELINK_DTYPE_BF16, COUNT_ON_DEVICE);
-    replay(ctx, variant, MOELINK_DTYPE_F32, HALVES);
+    replay(ctx, variant, MOELINK_LAYOUT_RANK_MAJOR, MOELINK_DTYPE_F32, 0);
+    replay(ctx, variant, MOELINK_LAYOUT_RANK_MAJOR, MOELINK_DTYPE_BF16, COUNT_ON_DEVICE);
+    replay(ctx, variant, MOELINK_LAYOUT_RANK_MAJOR, MOELINK_DTYPE_F32, HALVES);
+    replay(ctx, variant, MOELINK_LAYOUT_PACKED, MOELINK_DTYPE_F32, COUNT_ON_DEVICE);
+    replay(ctx, variant, MOELINK_LAYOUT_EXPERT_MAJOR, MOELINK_DTYPE_F32, HALVES);
 }
 
 static void gathering(rank_context *ctx) {
     for (int i = 0; i < PLAN_VARIANTS; ++i) {
         if (plan_variants[i].kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER || !plan_has_variant(ctx, plan_variants[i])) continue;
-        replay(ctx, plan_variants[i], MOELINK_DTYPE_F32, 0);
+        replay(ctx, plan_variants[i], MOELINK_LAYOUT_RANK_MAJOR, MOELINK_DTYPE_F32, 0);
+        replay(ctx, plan_variants[i], MOELINK_LAYOUT_PACKED, MOELINK_DTYPE_F32, 0);
     }
 }
 

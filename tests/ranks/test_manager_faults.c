@@ -325,9 +325,10 @@ static void test_contradicting_rounds(void **state) {
 /* --- a graph that outlives its workspace
  * ------------------------------------------------------------------------------------------ */
 
-static void stale(rank_context *ctx) {
+static void stale_in(rank_context *ctx, int32_t layout) {
     moelink_stream stream = device_stream_create(ctx);
     moe_geometry geometry = geometry_of(ctx->size);
+    if (layout != MOELINK_LAYOUT_RANK_MAJOR) geometry.layouts = 1u << layout;
     moelink_manager_config config = config_of(ctx, &geometry, 5000);
     moelink_manager *manager = NULL;
     moe_flight flight;
@@ -335,6 +336,7 @@ static void stale(rank_context *ctx) {
     RANK_OK(ctx, moelink_manager_init(manager, &config));
     moe_work(ctx, manager, MOELINK_MANAGER_ONE_SIDED, &geometry, 1, stream);
     prepare(ctx, &flight, manager, MOELINK_MANAGER_ONE_SIDED, &geometry, stream);
+    flight.round.layout = flight.args.layout = layout;
     device_capture_begin(ctx, stream);
     moe_flight_dispatch(ctx, &flight, manager);
     moelink_combine_args combine = flight.combine; /* in place: identity experts */
@@ -365,6 +367,12 @@ static void stale(rank_context *ctx) {
     moe_flight_free(ctx, &flight);
     moelink_manager_destroy(manager);
     device_stream_destroy(ctx, stream);
+}
+
+static void stale(rank_context *ctx) {
+    stale_in(ctx, MOELINK_LAYOUT_RANK_MAJOR);
+    stale_in(ctx, MOELINK_LAYOUT_PACKED);
+    stale_in(ctx, MOELINK_LAYOUT_EXPERT_MAJOR);
 }
 
 static void test_stale_graph(void **state) {

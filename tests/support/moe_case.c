@@ -122,6 +122,7 @@ void moe_round_random(const moe_geometry *geometry, uint64_t seed, moe_round *ou
     out->alignment = random_chance(&state, 30) ? geometry->alignment : random_range(&state, 0, geometry->alignment);
     int named_twice = out->ids_style != MOE_IDS_DISTINCT || geometry->experts <= geometry->top_k;
     if (out->layout == MOELINK_LAYOUT_EXPERT_PADDED && named_twice) out->layout = MOELINK_LAYOUT_EXPERT_MAJOR;
+    if ((geometry->layouts >> out->layout & 1) == 0) out->layout = MOELINK_LAYOUT_RANK_MAJOR;
 }
 
 void moe_round_plain(uint64_t seed, int ranks, int tokens, uint64_t hidden, int32_t dtype, moe_round *out) {

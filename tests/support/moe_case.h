@@ -98,6 +98,7 @@ typedef struct moe_flight {
     moelink_stream stream;
     int in_place;     /* combine reads payload 0 where it arrived */
     int refuses;      /* NCCL quantizes nothing: the dispatch is first refused, then the round goes without */
+    int replayed;     /* by a graph, whose dispatches tell the host no counts */
     int halves;       /* dispatch and combine are two calls each */
     int aligned;      /* tensors and strides are multiples of 16 bytes */
     int64_t capacity; /* rows from one source */

@@ -187,7 +187,8 @@ void moe_flight_prepare(rank_context *ctx, moe_flight *flight, moelink_manager *
     flight->kind = kind;
     flight->stream = stream;
     if ((geometry->flags & MOELINK_MANAGER_F_NCCL) != 0) {
-        flight->round.mode = MOELINK_COMBINE_SUM; /* NCCL sums by itself */
+        /* NCCL sums by itself; but experts' rows are weighed before they travel */
+        if (round->layout < MOELINK_LAYOUT_EXPERT_MAJOR) flight->round.mode = MOELINK_COMBINE_SUM;
         flight->refuses = flight->round.quantize != 0;
         flight->round.quantize = 0;
     }

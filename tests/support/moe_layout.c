@@ -199,7 +199,8 @@ static void check_host_counts(rank_context *ctx, const moe_flight *flight) {
 }
 
 void moe_counts_check(rank_context *ctx, moe_flight *flight) {
-    if (flight->geometry->layouts != 0 || (flight->geometry->flags & MOELINK_MANAGER_F_COUNTS) != 0) check_host_counts(ctx, flight);
+    int told = flight->geometry->layouts != 0 || (flight->geometry->flags & MOELINK_MANAGER_F_COUNTS) != 0;
+    if (told && !flight->replayed) check_host_counts(ctx, flight);
     if (flight->loads.base == NULL) return;
     const moe_geometry *geometry = flight->geometry;
     device_sync(ctx, flight->stream);

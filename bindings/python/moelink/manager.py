@@ -20,6 +20,12 @@ class Received:
         self.topk_ids = raw.topk_ids
         self.topk_weights = raw.topk_weights
         self.recv_counts = raw.recv_counts
+        self.local_experts = raw.local_experts
+        self.rank_offsets = raw.rank_offsets
+        self.expert_counts = raw.expert_counts
+        self.expert_offsets = raw.expert_offsets
+        self.row_sources = raw.row_sources
+        self.row_weights = raw.row_weights
 
 
 class Manager:
@@ -92,6 +98,10 @@ class Manager:
         c.moelink_dispatch(self.handle, args, stream, out)
         self._rounds[args.slot] = num_tokens, out.row_capacity
         return Received(out, [Rows.of(places[at]) for at in range(len(payloads))])
+
+    def counts(self, slot=0, ranks=None, experts=None, timeout_ns=0):
+        """Rows in use of the slot's last dispatch. `ranks` and `experts`: None, or writable memory for as many 64-bit counts."""
+        return c.moelink_dispatch_counts(self.handle, slot, timeout_ns, ranks, experts)
 
     def combine(self, input, output, slot=0, stream=None, **fields):
         """Adds for each token of the slot's dispatch the rows of its ranks. Collective."""

@@ -41,6 +41,9 @@ MOELINK_PARAMETERS(moelink_manager_sizes)
 MOELINK_PARAMETERS(moelink_dispatch_args)
 MOELINK_PARAMETERS(moelink_dispatched)
 MOELINK_PARAMETERS(moelink_combine_args)
+MOELINK_PARAMETERS(moelink_all2all_backend)
+%immutable moelink_all2all_backend::name;
+%immutable moelink_all2all_backend::reason;
 
 // Contiguous rows, for the fields that take an array of them.
 %include <carrays.i>

@@ -55,6 +55,7 @@ MOELINK_STRUCT_OUT(moelink_device_info_init($1), moelink_device_info, out)
 MOELINK_STRUCT_OUT(moelink_mapping_info_init($1), moelink_mapping_info, out)
 MOELINK_STRUCT_OUT(moelink_memory_info_init($1), moelink_memory_info, out)
 MOELINK_STRUCT_OUT(moelink_manager_sizes_init($1), moelink_manager_sizes, out)
+MOELINK_STRUCT_OUT(moelink_all2all_backend_init($1), moelink_all2all_backend, out)
 MOELINK_STRUCT_OUT(, moelink_unique_id, out_id)
 
 %typemap(in, numinputs=0) int32_t *out (int32_t value), int32_t *out_state (int32_t value) { value = 0; $1 = &value; }
@@ -62,6 +63,9 @@ MOELINK_STRUCT_OUT(, moelink_unique_id, out_id)
 %typemap(freearg) int32_t *out, int32_t *out_state ""
 %typemap(in, numinputs=0) uint64_t *out_generation (uint64_t value) { value = 0; $1 = &value; }
 %typemap(argout) uint64_t *out_generation { $result = append_output($result, PyLong_FromUnsignedLongLong(*$1)); }
+%typemap(in, numinputs=0) int64_t *out_rows (int64_t value) { value = 0; $1 = &value; }
+%typemap(argout) int64_t *out_rows { $result = append_output($result, PyLong_FromLongLong(*$1)); }
+%typemap(freearg) int64_t *out_rows ""
 %typemap(in, numinputs=0) void **out_address (void *value) { value = NULL; $1 = &value; }
 %typemap(argout) void **out_address { $result = append_output($result, PyLong_FromVoidPtr(*$1)); }
 

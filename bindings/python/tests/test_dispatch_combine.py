@@ -71,12 +71,39 @@ def check_received(rank, got):
                 assert ids == (INVALID_ID,) * TOP_K, f"ids of row {row}"
 
 
+def ids_of(rank):
+    return array("i", [one for ids in IDS[rank] for one in ids])
+
+
+def check_experts(manager, rank, ids, sent, tokens):
+    """One row for each (token, k) with an expert here, the experts' at multiples of 4."""
+    load = array("q", [0] * EXPERTS)
+    got = manager.dispatch(ids, tokens, [sent], layout=c.MOELINK_LAYOUT_EXPERT_MAJOR, alignment=4, load_counts=load)
+    local = [expert for expert in range(EXPERTS) if OWNER[expert] == rank]
+    assert got.local_experts == len(local)
+    by_rank, by_expert = array("q", [0] * RANKS), array("q", [0] * len(local))
+    end = manager.counts(ranks=by_rank, experts=by_expert)
+    first = 0
+    for number, expert in enumerate(local):
+        named = [(source, token) for source in range(RANKS) for token, row in enumerate(IDS[source]) for one in row if one == expert]
+        assert by_expert[number] == len(named)
+        for row, (source, token) in enumerate(named, first):
+            assert struct.unpack("3i", ctypes.string_at(got.row_sources + 12 * row, 12))[:2] == (source, token)
+            at = got.payloads[0].data + row * got.payloads[0].row_stride
+            assert ctypes.string_at(at, got.payloads[0].row_bytes) == row_of(source, token), f"row {row}"
+        first += -len(named) // 4 * -4
+    assert first == end
+    assert list(load) == [sum(one == expert for one in ids) for expert in range(EXPERTS)]
+    c.moelink_manager_abandon(manager.handle, 0)
+
+
 def run_rank(group):
     rank = group.rank
     tokens = len(IDS[rank])
     with moelink.Manager(group, c.MOELINK_MANAGER_ONE_SIDED) as manager:
         assert (manager.state, manager.generation) == (c.MOELINK_STATE_CREATED, 0)
-        manager.init([HIDDEN * 4], max_tokens=8, top_k=TOP_K, num_experts=EXPERTS, combine_row_bytes=HIDDEN * 4)
+        manager.init([HIDDEN * 4], max_tokens=8, top_k=TOP_K, num_experts=EXPERTS, combine_row_bytes=HIDDEN * 4,
+                     layouts=1 << c.MOELINK_LAYOUT_EXPERT_MAJOR, alignment=4)
         assert (manager.state, manager.generation) == (c.MOELINK_STATE_READY, 1)
         assert manager.sizes.workspace_bytes > 0
         ids = array("i", [one for ids in IDS[rank] for one in ids])
@@ -92,6 +119,7 @@ def run_rank(group):
         for token, ids in enumerate(IDS[rank]):
             row = output[token * HIDDEN:(token + 1) * HIDDEN]
             assert row.tobytes() == row_of(rank, token, len(ranks_of(ids))), f"token {token}"
+        check_experts(manager, rank, ids_of(rank), sent, tokens)
         manager.cleanup()
         assert manager.state == c.MOELINK_STATE_CREATED
     group.finalize()
