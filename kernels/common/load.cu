@@ -12,9 +12,10 @@ Result load_combine();
 Result load_gather();
 Result load_route();
 Result load_load_window();
+Result load_fifos();
 
 Result load_kernels() {
-    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window}) {
+    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window, &load_fifos}) {
         if (Result result = load(); result != cudaSuccess) return result;
     }
     return cudaSuccess;
