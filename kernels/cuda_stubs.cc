@@ -12,7 +12,6 @@ const char *error_text(Result) { return "this build has no CUDA"; }
 Result load_kernels() { return not_built; }
 Result dispatch(const DispatchParams &, const Launch &) { return not_built; }
 Result combine(const CombineParams &, const Launch &) { return not_built; }
-Result load_fifos() { return not_built; }
 Result alltoallv(const FifoCall &, const Launch &) { return not_built; }
 Result alltoallv_combine(const FifoCombine &, const Launch &) { return not_built; }
 Result gather_ids(const GatherIds &, CUstream_st *) { return not_built; }

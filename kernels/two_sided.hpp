@@ -8,6 +8,7 @@ namespace moelink::kernels {
 // CUDA: a FIFO is a ring of tiles (packets.cuh), written by one warp and taken by one.
 inline constexpr int max_fifo_channels = 1024;  // to and from all ranks, in all slots; as many as an H100 has warps for
 inline constexpr int max_fifo_depth = 16;       // tiles
+inline constexpr uint64_t fifo_tile = packet_tile_beside + packet_tile_data;
 
 // What a rank says in a call, to each other rank. Words are tagged with the call's epoch, as SourceLine's are. A rank gets at most one
 // call ahead of another, so two of each are enough.
@@ -36,8 +37,7 @@ struct FifoLayout {
     uint64_t fifo_bytes; // of a pair of ranks: host
     uint64_t lines;      // FifoLine [ranks]: CUDA
     uint64_t credits;    // uint32 [others, channels]: tiles of ours that the other has taken: CUDA
-    uint64_t beside;     // bytes [others, channels, depth, packet_tile_beside]: CUDA
-    uint64_t vectors;    // bytes [others, channels, depth, packet_tile_data]: CUDA
+    uint64_t tiles;      // bytes [others, channels, depth * fifo_tile]: what stands beside tiles, then their vectors: CUDA
     uint64_t bell;       // FifoBell: host
     uint64_t written;    // FifoPosition [others]: what each other has written into its FIFO here: host
     uint64_t taken;      // FifoPosition [others]: what each other has taken of our FIFO there: host
@@ -141,7 +141,6 @@ Fault alltoallv_combine(const FifoCombine &call, const Watch &watch);
 }  // namespace host
 
 namespace cuda {
-Result load_fifos();
 // With call.prepares two kernels, else one.
 Result alltoallv(const FifoCall &call, const Launch &launch);
 Result alltoallv_combine(const FifoCombine &call, const Launch &launch);

@@ -13,9 +13,10 @@ Result load_gather();
 Result load_route();
 Result load_load_window();
 Result load_arrange();
+Result load_fifos();
 
 Result load_kernels() {
-    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window, &load_arrange}) {
+    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window, &load_arrange, &load_fifos}) {
         if (Result result = load(); result != cudaSuccess) return result;
     }
     return cudaSuccess;

@@ -55,6 +55,8 @@ enum class Site {
     packet_bits,       // look: the bits beside a tile are of this round
     packet_clear,      // store: a vector that was taken is cleared
     packet_routing,    // look: a word of routing is of this round
+    fifo_taken,        // fence: tiles are taken and cleared before the credit for them
+    fifo_credit,       // acquire: the credit before tiles that use it
 };
 
 #ifndef MOELINK_WITHOUT_FENCE

@@ -38,13 +38,14 @@ struct RankSet {
     }
 };
 
-template <class Id>
-__device__ __forceinline__ Id read_id(const DispatchParams &params, int64_t token, int k) {
+// Params here and below: DispatchParams, or what has its workspace, ids and whole_ids.
+template <class Id, class Params>
+__device__ __forceinline__ Id read_id(const Params &params, int64_t token, int k) {
     return static_cast<const Id *>(params.ids)[token * params.workspace.top_k + k];
 }
 
-template <class Id, int Words>
-__device__ __forceinline__ RankSet<Words> ranks_of(const DispatchParams &params, int64_t token) {
+template <class Id, int Words, class Params>
+__device__ __forceinline__ RankSet<Words> ranks_of(const Params &params, int64_t token) {
     constexpr int ahead = 8;  // ids in flight
     constexpr int each = 16 / sizeof(Id);
     struct alignas(16) Ids {
@@ -75,13 +76,13 @@ __device__ __forceinline__ RankSet<Words> ranks_of(const DispatchParams &params,
     return set;
 }
 
-// Counts the tokens before the block's, [0, end), that go to each rank: all warps, each into its own part.
-template <class Id, int Words>
-__device__ __forceinline__ void count_before(const DispatchParams &params, int64_t end, Routes &routes) {
+// Counts the tokens before the block's, [first, end), that go to each rank: all warps, each into its own part.
+template <class Id, int Words, class Params>
+__device__ __forceinline__ void count_before(const Params &params, int64_t end, Routes &routes, int64_t first = 0) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int32_t count[Words] = {};
-    for (int64_t group = warp; group * 32 < end; group += block_warps) {
-        const int64_t token = group * 32 + lane;
+    for (int64_t group = warp; first + group * 32 < end; group += block_warps) {
+        const int64_t token = first + group * 32 + lane;
         RankSet<Words> set;
         if (token < end) set = ranks_of<Id, Words>(params, token);
 #pragma unroll
@@ -100,8 +101,8 @@ __device__ __forceinline__ void count_before(const DispatchParams &params, int64
 }
 
 // Finds the distinct ranks of a batch's tokens: an id a lane, so that few tokens take few steps.
-template <class Id, int Words>
-__device__ __forceinline__ void find_batch(const DispatchParams &params, int64_t begin, int tokens, Routes &routes) {
+template <class Id, int Words, class Params>
+__device__ __forceinline__ void find_batch(const Params &params, int64_t begin, int tokens, Routes &routes) {
     const int top_k = params.workspace.top_k;
     const int shift = top_k > 1 ? 32 - __clz(top_k - 1) : 0;  // lanes of a token: the power of two that holds top_k
     const int lane = threadIdx.x % 32, k = lane & ((1 << shift) - 1);

@@ -15,7 +15,7 @@ void choose_channels(uint64_t others, uint64_t slots, uint64_t most_bytes, FifoL
     fifo.channels = static_cast<int32_t>(std::max<uint64_t>(1, max_fifo_channels / (std::max<uint64_t>(1, others) * slots)));
     fifo.depth = max_fifo_depth;
     const auto bytes = [&] {
-        return slots * others * static_cast<uint64_t>(fifo.channels) * static_cast<uint64_t>(fifo.depth) * (packet_tile_data + packet_tile_beside);
+        return slots * others * static_cast<uint64_t>(fifo.channels) * static_cast<uint64_t>(fifo.depth) * fifo_tile;
     };
     while (most_bytes != 0 && bytes() > most_bytes) {
         if (fifo.depth > 2) {
@@ -53,8 +53,7 @@ FifoPlan plan_fifos(const Config &config, int ranks, bool on_cuda) {
         const auto channels = static_cast<uint64_t>(fifo.channels), depth = static_cast<uint64_t>(fifo.depth);
         fifo.lines = shared.take({r, sizeof(FifoLine)});
         fifo.credits = shared.take({others, channels, sizeof(uint32_t)});
-        fifo.beside = shared.take({others, channels, depth, packet_tile_beside});
-        fifo.vectors = shared.take({others, channels, depth, packet_tile_data});
+        fifo.tiles = shared.take({others, channels, depth, fifo_tile});
     } else {
         fifo.fifo_bytes = choose_bytes(others, slots, config.fifo_bytes);
         fifo.bell = shared.take({sizeof(FifoBell)});

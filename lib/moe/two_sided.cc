@@ -66,7 +66,7 @@ void TwoSided::allocate(const BackendParams &params) {
     }
     if (!device_.on_cuda()) return;
     DeviceGuard guard(device_);
-    check_launch(kernels::cuda::load_fifos(), "loading the kernels");
+    check_launch(kernels::cuda::load_kernels(), "loading the kernels");
 }
 
 // FIFOs empty, epochs and credits at 0, and every row of topk_ids still to be marked.
@@ -90,7 +90,8 @@ void TwoSided::choose_launch(const Deadline &deadline) {
 
 kernels::cuda::Launch TwoSided::launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const {
     const int32_t budget = sm_budget > 0 ? sm_budget : config_.sm_budget;
-    return {budget > 0 ? std::min(blocks_, budget) : blocks_, tokens, alone_ && budget == 0, stream};
+    constexpr int32_t most_early = 2048;  // as OneSided's
+    return {budget > 0 ? std::min(blocks_, budget) : blocks_, tokens, alone_ && budget == 0 && tokens <= most_early, stream};
 }
 
 moelink_manager_sizes TwoSided::sizes() const {
