@@ -40,8 +40,10 @@ bad=0
 for name in "${names[@]}"; do
     log=$logs/$name.log
     began=$SECONDS
+    manager=one-sided
+    case $name in fifo_*) manager=two-sided ;; esac
     LD_LIBRARY_PATH=$here/mutants/$name timeout --kill-after=5 $((seconds + 30)) \
-        "$here/bin/moelink-perf" stress "${arguments[@]}" --seconds "$seconds" --timeout 5 >"$log" 2>&1 </dev/null
+        "$here/bin/moelink-perf" stress "${arguments[@]}" --manager "$manager" --seconds "$seconds" --timeout 5 >"$log" 2>&1 </dev/null
     status=$?
     took="$((SECONDS - began)) s"
     pairs=$(grep -o '^[0-9]* pairs .*' "$log" | tail -n 1)

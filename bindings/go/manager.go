@@ -16,6 +16,7 @@ type Kind int32
 // The kinds of managers.
 const (
 	OneSided               Kind = C.MOELINK_MANAGER_ONE_SIDED
+	TwoSided               Kind = C.MOELINK_MANAGER_TWO_SIDED
 	AllGatherReduceScatter Kind = C.MOELINK_MANAGER_ALLGATHER_REDUCESCATTER
 	Reference              Kind = C.MOELINK_MANAGER_REFERENCE
 )

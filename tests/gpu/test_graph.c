@@ -120,6 +120,11 @@ static void one_sided(rank_context *ctx) {
     replay(ctx, variant, MOELINK_LAYOUT_EXPERT_MAJOR, MOELINK_DTYPE_F32, HALVES);
 }
 
+static void two_sided(rank_context *ctx) {
+    replay(ctx, MOELINK_MANAGER_TWO_SIDED, MOELINK_DTYPE_F32, 0);
+    replay(ctx, MOELINK_MANAGER_TWO_SIDED, MOELINK_DTYPE_BF16, 1);
+}
+
 static void gathering(rank_context *ctx) {
     for (int i = 0; i < PLAN_VARIANTS; ++i) {
         if (plan_variants[i].kind != MOELINK_MANAGER_ALLGATHER_REDUCESCATTER || !plan_has_variant(ctx, plan_variants[i])) continue;
@@ -140,6 +145,13 @@ static void test_one_sided(void **state) {
     run("graphs, one-sided", one_sided, 1, 0);
     run("graphs, one-sided", one_sided, 4, 0);
     run("graphs, one-sided", one_sided, 2, 1);
+}
+
+static void test_two_sided(void **state) {
+    (void)state;
+    run("graphs, two-sided", two_sided, 2, 0);
+    run("graphs, two-sided", two_sided, 1, 0);
+    run("graphs, two-sided", two_sided, 4, 0);
 }
 
 static void test_gathering(void **state) {
@@ -176,7 +188,7 @@ static void test_reference_refuses_capture(void **state) {
 
 /* What the host cannot see in a replay: a second combine, or a second dispatch, of one round. The manager says so and is usable
  * again after reinit. */
-static void out_of_turn(rank_context *ctx) {
+static void out_of_turn(rank_context *ctx, int32_t kind) {
     moelink_stream stream = device_stream_create(ctx);
     moe_geometry geometry;
     moe_round round;
@@ -184,12 +196,12 @@ static void out_of_turn(rank_context *ctx) {
     moe_geometry_plain(ctx->size, TOKENS, TOP_K, 6 * ctx->size, HIDDEN, MOELINK_DTYPE_F32, &geometry);
     moe_round_plain(1, ctx->size, TOKENS, HIDDEN, MOELINK_DTYPE_F32, &round);
     moelink_manager_config config = moe_config(&geometry, ctx->rank);
-    RANK_OK(ctx, moelink_manager_create(ctx->group, MOELINK_MANAGER_ONE_SIDED, NULL, &manager));
+    RANK_OK(ctx, moelink_manager_create(ctx->group, kind, NULL, &manager));
     RANK_OK(ctx, moelink_manager_init(manager, &config));
     for (int twice = 0; twice < 2; ++twice) {
         moe_flight flight;
         rank_scene(ctx, "a second %s", twice == 0 ? "combine" : "dispatch");
-        moe_flight_prepare(ctx, &flight, manager, MOELINK_MANAGER_ONE_SIDED, &geometry, &round, stream);
+        moe_flight_prepare(ctx, &flight, manager, kind, &geometry, &round, stream);
         struct graphs graphs = capture(ctx, &flight, manager);
         device_replay(ctx, graphs.pair, stream);
         moe_flight_check_combine(ctx, &flight);
@@ -206,15 +218,20 @@ static void out_of_turn(rank_context *ctx) {
         device_graph_destroy(ctx, graphs.pair);
         moe_flight_free(ctx, &flight);
         RANK_OK(ctx, moelink_manager_reinit(manager, &config));
-        moe_work(ctx, manager, MOELINK_MANAGER_ONE_SIDED, &geometry, 3, stream);
+        moe_work(ctx, manager, kind, &geometry, 3, stream);
     }
     moelink_manager_destroy(manager);
     device_stream_destroy(ctx, stream);
 }
 
+static void all_out_of_turn(rank_context *ctx) {
+    out_of_turn(ctx, MOELINK_MANAGER_ONE_SIDED);
+    out_of_turn(ctx, MOELINK_MANAGER_TWO_SIDED);
+}
+
 static void test_out_of_turn(void **state) {
     (void)state;
-    run("replays out of turn", out_of_turn, 2, 0);
+    run("replays out of turn", all_out_of_turn, 2, 0);
 }
 
 int main(void) {
@@ -222,6 +239,7 @@ int main(void) {
     if (skipped != 0) return skipped;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_sided),
+        cmocka_unit_test(test_two_sided),
         cmocka_unit_test(test_gathering),
         cmocka_unit_test(test_reference_refuses_capture),
         cmocka_unit_test(test_out_of_turn),

@@ -59,9 +59,10 @@ struct StressOptions : RunOptions {
     int tokens = 640;
     double delay_us = 20;
     std::string provider = "auto";
+    std::string manager = "one-sided";
     std::string corrupt;
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StressOptions, device, ranks, threads, pairs, seconds, tokens, seed, delay_us, timeout, provider, json,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(StressOptions, device, ranks, threads, manager, pairs, seconds, tokens, seed, delay_us, timeout, provider, json,
                                    corrupt)
 
 struct EplbOptions : RunOptions {

@@ -82,7 +82,7 @@ struct StressChapter::Graph {
 StressChapter::StressChapter(const Session &session, const StressOptions &options, const StressSteps &steps, uint64_t seed)
     : session_(session), options_(options), steps_(steps), seed_(seed), geometry_(seed, session.ranks(), options.tokens) {
     moelink_manager *manager = nullptr;
-    must(moelink_manager_create(session.group(), MOELINK_MANAGER_ONE_SIDED, nullptr, &manager), "moelink_manager_create");
+    must(moelink_manager_create(session.group(), manager_kind(options.manager), nullptr, &manager), "moelink_manager_create");
     manager_.reset(manager);
     moelink_manager_config config = MOELINK_MANAGER_CONFIG_INIT;
     config.max_tokens = geometry_.most_tokens;
@@ -95,6 +95,7 @@ StressChapter::StressChapter(const Session &session, const StressOptions &option
     config.sm_budget = geometry_.sm_budget;
     config.timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
     config.provider = provider_of(options.provider);
+    config.fifo_bytes = seed % 3 == 0 ? 100000 : 0;
     must(moelink_manager_init(manager, &config), "moelink_manager_init");
     moelink_manager_sizes sizes = MOELINK_MANAGER_SIZES_INIT;
     must(moelink_manager_sizes_of(manager, &sizes), "moelink_manager_sizes_of");

@@ -32,6 +32,9 @@ void add_stress(CLI::App &app, StressOptions &options) {
         ->capture_default_str();
     app.add_option("--provider", options.provider, "memory of the workspace: auto, fabric, posix-fd, cuda-ipc or host-shm")
         ->capture_default_str();
+    app.add_option("--manager", options.manager, "one-sided or two-sided")
+        ->check(CLI::IsMember({"one-sided", "two-sided"}))
+        ->capture_default_str();
     app.add_option("--corrupt", options.corrupt, "self-test: damage the last rank's rows before 'dispatch' or 'combine'; must fail")
         ->check(CLI::IsMember({"dispatch", "combine"}))
         ->group("");
