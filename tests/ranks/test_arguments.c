@@ -113,6 +113,8 @@ static void test_init_functions_equal_macros(void **state) {
     CHECK_INIT(moelink_dispatched, moelink_dispatched_init, MOELINK_DISPATCHED_INIT);
     CHECK_INIT(moelink_all2all_backend, moelink_all2all_backend_init, MOELINK_ALL2ALL_BACKEND_INIT);
     CHECK_INIT(moelink_combine_args, moelink_combine_args_init, MOELINK_COMBINE_ARGS_INIT);
+    CHECK_INIT(moelink_prepare_args, moelink_prepare_args_init, MOELINK_PREPARE_ARGS_INIT);
+    CHECK_INIT(moelink_prepared, moelink_prepared_init, MOELINK_PREPARED_INIT);
     CHECK_INIT(moelink_eplb_route_args, moelink_eplb_route_args_init, MOELINK_EPLB_ROUTE_ARGS_INIT);
     CHECK_INIT(moelink_eplb_load_report, moelink_eplb_load_report_init, MOELINK_EPLB_LOAD_REPORT_INIT);
 }

@@ -498,10 +498,11 @@ static void repaired(rank_context *ctx) {
     int last = ctx->size - 1;
     for (int step = 0; step < 3; ++step) { /* lost in prepare, in alltoallv, in combine */
         struct round round, other;
+        int lost = (step + 1) % 2;
         round_start(ctx, &round, manager, &geometry, 100 + (uint64_t)step, stream);
         round_start(ctx, &other, manager, &geometry, 200 + (uint64_t)step, stream);
-        round.shape.slot = 0;
-        other.shape.slot = 1;
+        round.shape.slot = lost;
+        other.shape.slot = 1 - lost;
         round_prepare(ctx, &other); /* in flight when the other slot's round is lost */
         round_check_prepared(ctx, &other);
         if (step > 0) {
@@ -517,13 +518,15 @@ static void repaired(rank_context *ctx) {
             device_set(ctx, from, 0, bytes * rows);
             if (step == 0) {
                 moelink_prepare_args args = MOELINK_PREPARE_ARGS_INIT;
+                args.slot = lost;
                 moelink_prepared_init(&round.prepared);
                 status = moelink_prepare(manager, &args, stream, &round.prepared);
             } else if (step == 1) {
                 if (round.tokens == 0) tensor.data = NULL;
-                status = moelink_alltoallv(manager, 0, &tensor, 1, &output, stream);
+                status = moelink_alltoallv(manager, lost, &tensor, 1, &output, stream);
             } else {
                 moelink_combine_args args = MOELINK_COMBINE_ARGS_INIT;
+                args.slot = lost;
                 args.input = tensor;
                 args.output = output;
                 status = moelink_combine(manager, &args, stream);
@@ -536,7 +539,7 @@ static void repaired(rank_context *ctx) {
             device_free(ctx, to);
         }
         RANK_CHECK(ctx, rank_meet(ctx, MEET_MS));
-        RANK_OK(ctx, moelink_manager_abandon(manager, 0));
+        RANK_OK(ctx, moelink_manager_abandon(manager, 1 - lost)); /* repairs all slots */
         RANK_OK(ctx, moelink_manager_fault(manager));
         expect_state(ctx, manager, MOELINK_STATE_READY, 1);
         round_end(ctx, &round);
