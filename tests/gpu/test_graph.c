@@ -121,8 +121,9 @@ static void one_sided(rank_context *ctx) {
 }
 
 static void two_sided(rank_context *ctx) {
-    replay(ctx, MOELINK_MANAGER_TWO_SIDED, MOELINK_DTYPE_F32, 0);
-    replay(ctx, MOELINK_MANAGER_TWO_SIDED, MOELINK_DTYPE_BF16, 1);
+    const plan_variant variant = {MOELINK_MANAGER_TWO_SIDED, 0};
+    replay(ctx, variant, MOELINK_LAYOUT_RANK_MAJOR, MOELINK_DTYPE_F32, 0);
+    replay(ctx, variant, MOELINK_LAYOUT_RANK_MAJOR, MOELINK_DTYPE_BF16, COUNT_ON_DEVICE);
 }
 
 static void gathering(rank_context *ctx) {

@@ -82,9 +82,10 @@ struct StressChapter::Graph {
 StressChapter::StressChapter(const Session &session, const StressOptions &options, const StressSteps &steps, uint64_t seed)
     : session_(session), options_(options), steps_(steps), seed_(seed), geometry_(seed, session.ranks(), options.tokens) {
     moelink_manager *manager = nullptr;
-    must(moelink_manager_create(session.group(), manager_kind(options.manager), nullptr, &manager), "moelink_manager_create");
+    must(moelink_manager_create(session.group(), manager_of(options.manager).kind, nullptr, &manager), "moelink_manager_create");
     manager_.reset(manager);
     moelink_manager_config config = MOELINK_MANAGER_CONFIG_INIT;
+    config.flags = manager_of(options.manager).flags;
     config.max_tokens = geometry_.most_tokens;
     config.top_k = geometry_.topk;
     config.num_experts = geometry_.experts;

@@ -42,6 +42,8 @@ MOELINK_PARAMETERS(moelink_dispatch_args)
 MOELINK_PARAMETERS(moelink_dispatched)
 MOELINK_PARAMETERS(moelink_combine_args)
 MOELINK_PARAMETERS(moelink_all2all_backend)
+MOELINK_PARAMETERS(moelink_prepare_args)
+MOELINK_PARAMETERS(moelink_prepared)
 %immutable moelink_all2all_backend::name;
 %immutable moelink_all2all_backend::reason;
 
@@ -59,5 +61,6 @@ MOELINK_PARAMETERS(moelink_all2all_backend)
 %include <moelink/group.h>
 %include <moelink/memory.h>
 %include <moelink/moe.h>
+%include <moelink/alltoall.h>
 %include "eplb.i"
 %include "eplb_exchange.i"
