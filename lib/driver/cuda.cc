@@ -4,7 +4,6 @@
 #include "driver/library.hpp"
 
 #include <atomic>
-#include <optional>
 
 namespace moelink {
 
@@ -32,33 +31,14 @@ CudaDriver load_driver() {
     return driver;
 }
 
-struct Loaded {
-    std::optional<CudaDriver> driver;
-    std::string why;
-};
-
-const Loaded &loaded() {
-    static const Loaded *value = [] {  // never freed: objects may free device memory while the process exits
-        auto *result = new Loaded;
-        try {
-            result->driver = load_driver();
-        } catch (const Error &error) {
-            result->why = error.text();
-        }
-        return result;
-    }();
-    return *value;
-}
-
 std::atomic<const CudaDriver *> substitute{nullptr};
 
 }  // namespace
 
 const CudaDriver &cuda() {
     if (const CudaDriver *driver = substitute.load(std::memory_order_acquire)) return *driver;
-    const Loaded &real = loaded();
-    if (!real.driver) fail(MOELINK_ERR_NO_DRIVER, "{}", real.why);
-    return *real.driver;
+    static const auto *loaded = new Loaded<CudaDriver>(&load_driver);
+    return loaded->get();
 }
 
 void set_cuda_driver(const CudaDriver *driver) noexcept { substitute.store(driver, std::memory_order_release); }

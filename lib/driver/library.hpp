@@ -1,7 +1,10 @@
 // A shared library that is looked up at run time and stays loaded.
 #pragma once
 
+#include "base/error.hpp"
+
 #include <initializer_list>
+#include <optional>
 #include <string>
 
 namespace moelink {
@@ -23,6 +26,28 @@ private:
     void *symbol(const char *name) const;
     void *handle_ = nullptr;
     std::string file_;
+};
+
+// What `load` gave, or why it failed: tried once, and never freed, since objects may free device memory while the process exits.
+template <class Table>
+class Loaded {
+public:
+    explicit Loaded(Table (*load)()) {
+        try {
+            table_ = load();
+        } catch (const Error &error) {
+            why_ = error.text();
+        }
+    }
+    // Throws Error NO_DRIVER with the reason.
+    const Table &get() const {
+        if (!table_) fail(MOELINK_ERR_NO_DRIVER, "{}", why_);
+        return *table_;
+    }
+
+private:
+    std::optional<Table> table_;
+    std::string why_;
 };
 
 }  // namespace moelink

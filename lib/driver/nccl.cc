@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <optional>
 
 namespace moelink {
 
@@ -44,25 +43,11 @@ Nccl load() {
 
 std::atomic<bool> host_memory{false};
 
-struct Loaded {
-    std::optional<Nccl> table;
-    std::string why;
-};
-
 }  // namespace
 
 const Nccl &nccl() {
-    static const Loaded *value = [] {
-        auto *result = new Loaded;
-        try {
-            result->table = load();
-        } catch (const Error &error) {
-            result->why = error.text();
-        }
-        return result;
-    }();
-    if (!value->table) fail(MOELINK_ERR_NO_DRIVER, "{}", value->why);
-    return *value->table;
+    static const auto *loaded = new Loaded<Nccl>(&load);
+    return loaded->get();
 }
 
 void let_nccl_take_host_memory(bool on) noexcept { host_memory = on; }

@@ -3,7 +3,6 @@
 #include "base/log.hpp"
 #include "driver/library.hpp"
 
-#include <optional>
 
 namespace moelink {
 
@@ -30,25 +29,11 @@ Nvml load() {
     return table;
 }
 
-struct Loaded {
-    std::optional<Nvml> table;
-    std::string why;
-};
-
 }  // namespace
 
 const Nvml &nvml() {
-    static const Loaded *value = [] {
-        auto *result = new Loaded;
-        try {
-            result->table = load();
-        } catch (const Error &error) {
-            result->why = error.text();
-        }
-        return result;
-    }();
-    if (!value->table) fail(MOELINK_ERR_NO_DRIVER, "{}", value->why);
-    return *value->table;
+    static const auto *loaded = new Loaded<Nvml>(&load);
+    return loaded->get();
 }
 
 std::string nvml_driver_version() {

@@ -5,7 +5,6 @@
 #include <csignal>
 #include <cstdlib>
 #include <map>
-#include <optional>
 
 namespace moelink {
 
@@ -71,25 +70,11 @@ Ucx load() {
     return table;
 }
 
-struct Loaded {
-    std::optional<Ucx> table;
-    std::string why;
-};
-
 }  // namespace
 
 const Ucx &ucx() {
-    static const Loaded *value = [] {
-        auto *result = new Loaded;
-        try {
-            result->table = load();
-        } catch (const Error &error) {
-            result->why = error.text();
-        }
-        return result;
-    }();
-    if (!value->table) fail(MOELINK_ERR_NO_DRIVER, "{}", value->why);
-    return *value->table;
+    static const auto *loaded = new Loaded<Ucx>(&load);
+    return loaded->get();
 }
 
 std::string ucx_version() { return ucx().version_string(); }

@@ -36,11 +36,6 @@ const moelink_all2all_backend backends[] = {
 
 using namespace moelink;
 
-void moelink_all2all_backend_init(moelink_all2all_backend *out) {
-    static const moelink_all2all_backend initial = MOELINK_ALL2ALL_BACKEND_INIT;
-    if (out != nullptr) *out = initial;
-}
-
 moelink_status moelink_all2all_backend_find(const char *name, moelink_all2all_backend *out) {
     return guard("moelink_all2all_backend_find", [&] {
         not_null(name, "name");

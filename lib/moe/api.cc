@@ -24,6 +24,7 @@ moelink_status on_manager(const char *name, const moelink_manager *manager, Body
         static const type initial = value; \
         if (out != nullptr) *out = initial; \
     }
+MOELINK_INIT(moelink_all2all_backend_init, moelink_all2all_backend, MOELINK_ALL2ALL_BACKEND_INIT)
 MOELINK_INIT(moelink_manager_config_init, moelink_manager_config, MOELINK_MANAGER_CONFIG_INIT)
 MOELINK_INIT(moelink_manager_sizes_init, moelink_manager_sizes, MOELINK_MANAGER_SIZES_INIT)
 MOELINK_INIT(moelink_dispatch_args_init, moelink_dispatch_args, MOELINK_DISPATCH_ARGS_INIT)

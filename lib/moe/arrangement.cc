@@ -1,5 +1,7 @@
 #include "moe/arrangement.hpp"
 
+#include "moe/cursor.hpp"
+
 #include <algorithm>
 #include <atomic>
 
@@ -13,28 +15,19 @@ constexpr uint32_t other_layouts = expert_layouts | bit(MOELINK_LAYOUT_PACKED);
 
 bool by_expert(int32_t layout) { return (bit(layout) & expert_layouts) != 0; }
 
-uint64_t multiply(std::initializer_list<uint64_t> factors) {
-    uint64_t product = 1;
-    for (uint64_t factor : factors) {
-        if (__builtin_mul_overflow(product, factor, &product) || product > UINT64_MAX / 4) {
-            fail(MOELINK_ERR_OUT_OF_MEMORY, "the layouts of this config do not fit 64-bit sizes");
-        }
-    }
-    return product;
-}
-
-uint64_t view_stride(uint64_t row_bytes) { return row_bytes <= 2 ? row_bytes : (row_bytes + 3) / 4 * 4; }
+// Four such products can be added.
+uint64_t addable(std::initializer_list<uint64_t> factors) { return multiply(factors, UINT64_MAX / 4); }
 
 // Sizes that follow from the config, on one rank.
 struct Shape {
     Shape(const Config &config, int rank, int ranks)
-        : rows_in(multiply({static_cast<uint64_t>(ranks), static_cast<uint64_t>(config.max_tokens)})),
+        : rows_in(addable({static_cast<uint64_t>(ranks), static_cast<uint64_t>(config.max_tokens)})),
           top_k(static_cast<uint64_t>(config.top_k)), experts(static_cast<uint64_t>(config.experts_of(rank, ranks))) {
         if ((config.layouts & bit(MOELINK_LAYOUT_PACKED)) != 0) view_rows = rows_in;
         if ((config.layouts & bit(MOELINK_LAYOUT_EXPERT_MAJOR)) != 0) {
-            view_rows = std::max(view_rows, multiply({rows_in, top_k}) + multiply({experts, static_cast<uint64_t>(config.alignment - 1)}));
+            view_rows = std::max(view_rows, addable({rows_in, top_k}) + addable({experts, static_cast<uint64_t>(config.alignment - 1)}));
         }
-        if ((config.layouts & bit(MOELINK_LAYOUT_EXPERT_PADDED)) != 0) view_rows = std::max(view_rows, multiply({experts, rows_in}));
+        if ((config.layouts & bit(MOELINK_LAYOUT_EXPERT_PADDED)) != 0) view_rows = std::max(view_rows, addable({experts, rows_in}));
         if (config.layout_rows > 0) view_rows = std::min(view_rows, static_cast<uint64_t>(config.layout_rows));
         if (view_rows > INT32_MAX) {
             fail(MOELINK_ERR_INVALID_ARGUMENT, "a layout of this config may have {} rows; offsets number at most {}: set layout_rows", view_rows,
@@ -59,10 +52,10 @@ Arrangement::Sizes Arrangement::sizes(const Config &config, int rank, int ranks)
     const bool experts = (config.layouts & expert_layouts) != 0;
     uint64_t row = 3 * sizeof(int32_t) + sizeof(float) + shape.top_k * (sizeof(int32_t) + sizeof(float));
     if (experts) row += sizeof(int64_t);
-    for (uint64_t bytes : config.payload_row_bytes) row += view_stride(bytes);
+    for (uint64_t bytes : config.payload_row_bytes) row += plane_stride(bytes);
     result.rows = static_cast<int64_t>(shape.view_rows);
-    result.bytes = multiply({shape.view_rows, row}) + multiply({shape.rows_in, config.combine_row_bytes});
-    if (experts) result.bytes += multiply({shape.rows_in, shape.top_k, sizeof(int64_t)}) + multiply({shape.segments, shape.experts, sizeof(int32_t)});
+    result.bytes = addable({shape.view_rows, row}) + addable({shape.rows_in, config.combine_row_bytes});
+    if (experts) result.bytes += addable({shape.rows_in, shape.top_k, sizeof(int64_t)}) + addable({shape.segments, shape.experts, sizeof(int32_t)});
     return result;
 }
 
@@ -93,9 +86,12 @@ Arrangement::Arrangement(const Device &device, const Config &config, const kerne
     weights_ = Buffer(device_, shape.view_rows * shape.top_k * sizeof(float));
     scratch_ = Buffer(device_, shape.rows_in * config.combine_row_bytes);
     for (uint64_t bytes : config.payload_row_bytes) {
-        strides_.push_back(view_stride(bytes));
+        strides_.push_back(plane_stride(bytes));
         views_.emplace_back(device_, shape.view_rows * strides_.back());
     }
+    params_.rank_offsets = rank_offsets_.as<int32_t>();
+    params_.row_sources = row_sources_.as<int32_t>();
+    params_.out_ids = ids_.as<int32_t>();
     if (!experts) return;
     expert_counts_ = Buffer(device_, shape.experts * sizeof(int32_t));
     expert_offsets_ = Buffer(device_, (shape.experts + 1) * sizeof(int32_t));
@@ -104,6 +100,12 @@ Arrangement::Arrangement(const Device &device, const Config &config, const kerne
     places_ = Buffer(device_, shape.rows_in * shape.top_k * sizeof(int64_t));
     segment_counts_ = Buffer(device_, shape.segments * shape.experts * sizeof(int32_t));
     finished_ = Buffer(device_, sizeof(uint32_t));
+    params_.expert_counts = expert_counts_.as<int32_t>();
+    params_.expert_offsets = expert_offsets_.as<int32_t>();
+    params_.row_from = row_from_.as<int64_t>();
+    params_.places = places_.as<int64_t>();
+    params_.segment_counts = segment_counts_.as<int32_t>();
+    params_.finished = finished_.as<uint32_t>();
 }
 
 Arrangement::~Arrangement() {
@@ -127,9 +129,8 @@ int64_t Arrangement::rows_of(int32_t layout, int64_t output_rows) const {
 Arranged Arrangement::prepare(const DispatchCall &call, const Received &received) {
     const int32_t layout = call.args.layout;
     kernels::ArrangeParams &params = params_;
-    const int64_t number = params.number + 1;
     params.arrangement = static_cast<kernels::Arrangement>(layout);
-    params.number = number;
+    ++params.number;
     params.alignment = std::max(call.args.alignment, 1);
     params.invalid_id = call.args.invalid_id;
     params.zero_padding = layout == MOELINK_LAYOUT_EXPERT_MAJOR ? 1 : 0;
@@ -148,15 +149,6 @@ Arranged Arrangement::prepare(const DispatchCall &call, const Received &received
         return result;
     }
     params.expert_rows = local_experts_ > 0 ? params.rows / local_experts_ : 0;
-    params.rank_offsets = rank_offsets_.as<int32_t>();
-    params.row_sources = row_sources_.as<int32_t>();
-    params.expert_counts = expert_counts_.as<int32_t>();
-    params.expert_offsets = expert_offsets_.as<int32_t>();
-    params.row_from = row_from_.as<int64_t>();
-    params.places = places_.as<int64_t>();
-    params.segment_counts = segment_counts_.as<int32_t>();
-    params.finished = finished_.as<uint32_t>();
-    params.out_ids = ids_.as<int32_t>();
     params.out_weights = params.weights != nullptr ? weights_.as<float>() : nullptr;
     params.row_weights = params.weights != nullptr && by_expert(layout) ? row_weights_.as<float>() : nullptr;
     params.payload_count = call.payload_count;

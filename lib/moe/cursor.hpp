@@ -8,23 +8,29 @@
 
 namespace moelink {
 
+[[noreturn]] inline void too_large() { fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes"); }
+
+// Throws OUT_OF_MEMORY for a product above `most`.
+inline uint64_t multiply(std::initializer_list<uint64_t> factors, uint64_t most = UINT64_MAX) {
+    uint64_t product = 1;
+    for (uint64_t factor : factors) {
+        if (__builtin_mul_overflow(product, factor, &product) || product > most) too_large();
+    }
+    return product;
+}
+
 // Hands out parts of a workspace, each at a multiple of 128 bytes.
 class Cursor {
 public:
     uint64_t take(std::initializer_list<uint64_t> factors) {
-        uint64_t bytes = 1;
-        for (uint64_t factor : factors) {
-            if (__builtin_mul_overflow(bytes, factor, &bytes)) too_large();
-        }
         uint64_t start = at_;
-        if (__builtin_add_overflow(at_, bytes, &at_) || at_ > UINT64_MAX - 127) too_large();
+        if (__builtin_add_overflow(at_, multiply(factors), &at_) || at_ > UINT64_MAX - 127) too_large();
         at_ = (at_ + 127) / 128 * 128;
         return start;
     }
     uint64_t at() const { return at_; }
 
 private:
-    [[noreturn]] static void too_large() { fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes"); }
     uint64_t at_ = 0;
 };
 

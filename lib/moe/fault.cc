@@ -30,4 +30,10 @@ Outcome describe_fault(const kernels::Fault &fault, const Group &group, uint64_t
     return {MOELINK_ERR_TIMEOUT, fmt::format("{}: no word from rank {} within {} ms", where, fault.peer, timeout_ns / 1000000)};
 }
 
+void check_fault(const kernels::Fault &fault, const Group &group, uint64_t timeout_ns) {
+    if (fault.code == kernels::fault_none) return;
+    const Outcome outcome = describe_fault(fault, group, timeout_ns);
+    fail(outcome.status, "{}", outcome.text);
+}
+
 }  // namespace moelink

@@ -2,6 +2,7 @@
 #include "moe/gather_nccl.hpp"
 
 #include "group/agreement.hpp"
+#include "moe/cursor.hpp"
 #include "moe/nccl_comm.hpp"
 
 #include <algorithm>
@@ -9,16 +10,6 @@
 namespace moelink {
 
 namespace {
-
-uint64_t multiply(std::initializer_list<uint64_t> factors) {
-    uint64_t product = 1;
-    for (uint64_t factor : factors) {
-        if (__builtin_mul_overflow(product, factor, &product)) {
-            fail(MOELINK_ERR_OUT_OF_MEMORY, "the workspace of this config does not fit 64-bit sizes");
-        }
-    }
-    return product;
-}
 
 // Bytes of one slot's parts.
 struct GatherLayout {

@@ -259,10 +259,7 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
 void Manager::arrange(const Slot &slot, moelink_stream stream) {
     if (!slot.arrangement->works_on(slot.dispatch)) return;
     try {
-        const kernels::Fault fault = slot.arrangement->arrange(stream);
-        if (fault.code == kernels::fault_none) return;
-        const Outcome outcome = describe_fault(fault, *group_, config_.timeout_ns);
-        fail(outcome.status, "{}", outcome.text);
+        check_fault(slot.arrangement->arrange(stream), *group_, config_.timeout_ns);
     } catch (const Error &error) {
         // The others have their rows and go on; here some are missing, so the round is lost.
         lose_round(error.status(), error.text());
@@ -364,9 +361,9 @@ void Manager::combine(const moelink_combine_args *args, moelink_stream stream, b
     }
     check_input_rows(slot, call);
     call.num_tokens = num_tokens;
-    if (slot.dispatch.args.layout != MOELINK_LAYOUT_RANK_MAJOR) slot.arrangement->restore(call, stream);
     const bool waits = call.halves != kernels::both_halves;
     if (waits && !ends) fail(MOELINK_ERR_UNSUPPORTED, "MOELINK_COMBINE_F_SEND_ONLY is for moelink_combine");
+    if (slot.dispatch.args.layout != MOELINK_LAYOUT_RANK_MAJOR) slot.arrangement->restore(call, stream);
     if (waits && !backend_->halves()) call.halves = kernels::both_halves;
     call.ends = ends;
     in_round(capturing, [&] { backend_->combine(call, stream); });

@@ -1,8 +1,7 @@
-// Push dispatch and push combine through symmetric memory; on the host also the gathering manager, which is the same
-// dispatch with every rank as a destination.
+// Push dispatch and push combine through symmetric memory; also the gathering manager, which is the same dispatch with every rank as a
+// destination.
 #include "moe/one_sided.hpp"
 
-#include "base/log.hpp"
 #include "group/agreement.hpp"
 #include "moe/fault.hpp"
 #include "moe/layout.hpp"
@@ -18,19 +17,8 @@ uint64_t bits(const void *pointer) { return reinterpret_cast<uint64_t>(pointer);
 
 }  // namespace
 
-void check_workspace(const Group &group, const Config &config) {
-    const bool host_memory = config.provider == MOELINK_MEMORY_HOST_SHM;
-    if (config.provider != MOELINK_MEMORY_AUTO && host_memory == group.on_cuda()) {
-        fail(MOELINK_ERR_UNSUPPORTED, "config.provider is {}, which is not memory of a {} group", moelink_provider_name(config.provider),
-             group.on_cuda() ? "CUDA" : "host");
-    }
-    if (group.on_cuda() && group.size() > MOELINK_MAX_CUDA_RANKS) {
-        fail(MOELINK_ERR_UNSUPPORTED, "the group has {} ranks; on CUDA the limit is {}", group.size(), int{MOELINK_MAX_CUDA_RANKS});
-    }
-}
-
 OneSided::OneSided(const BackendParams &params, bool to_all)
-    : group_(params.group), device_(params.device), config_(params.config), faults_(params.faults), to_all_(to_all),
+    : group_(params.group), device_(params.device), config_(params.config), to_all_(to_all),
       layout_(make_layout(config_, group_->size(), group_->on_cuda(), to_all)) {
     moelink_memory_params memory = MOELINK_MEMORY_PARAMS_INIT;
     memory.provider = config_.provider;
@@ -38,41 +26,19 @@ OneSided::OneSided(const BackendParams &params, bool to_all)
     memory_ = Memory::create(group_, memory);
 
     step(*group_, group_->deadline(), [&] { prepare(params); });
-    if (device_.on_cuda()) choose_launch(group_->deadline());
+    if (device_.on_cuda()) share_ = GpuShare(*group_, device_, config_, group_->deadline());
 }
 
 void OneSided::prepare(const BackendParams &params) {
-    const auto ranks = static_cast<size_t>(group_->size());
-    const auto slots = static_cast<size_t>(config_.slots);
-    std::vector<unsigned char *> peers(slots * ranks);
-    for (size_t slot = 0; slot < slots; ++slot) {
-        for (size_t rank = 0; rank < ranks; ++rank) {
-            peers[slot * ranks + rank] = static_cast<unsigned char *>(memory_->peer(static_cast<int>(rank))) + slot * layout_.slot.bytes;
-        }
-    }
-    peers_ = Buffer(device_, peers.size() * sizeof(peers[0]));
-    device_.write(peers_.as(), peers.data(), peers.size() * sizeof(peers[0]));
-    workspaces_.resize(slots);
-    for (size_t slot = 0; slot < slots; ++slot) {
-        kernels::Workspace &ws = workspaces_[slot];
-        ws.rank = group_->rank();
-        ws.ranks = group_->size();
-        ws.owners = params.owners;
-        ws.top_k = config_.top_k;
-        ws.capacity = config_.max_tokens;
+    peers_ = PeerSlots(params, *memory_, layout_.slot.bytes);
+    for (size_t slot = 0; slot < static_cast<size_t>(config_.slots); ++slot) {
+        kernels::Workspace &ws = workspaces_.emplace_back(peers_.workspace(params, slot));
         ws.max_distinct = layout_.max_distinct;
         ws.dispatch_packet_rows = layout_.dispatch_packet_rows;
         ws.combine_packet_rows = layout_.combine_packet_rows;
         ws.dispatch_packet_bytes = layout_.dispatch_packet_bytes;
         ws.combine_packet_bytes = layout_.combine_packet_bytes;
         ws.combine_packet_vectors = layout_.combine_packet_vectors;
-        ws.timeout_ns = config_.timeout_ns;
-        ws.generation = params.generation;
-        ws.anchor = faults_.anchor();
-        ws.fault = faults_.device_view();
-        ws.peers = peers_.as<unsigned char *>() + slot * ranks;
-        if (ranks <= kernels::near_ranks) std::copy_n(peers.begin() + static_cast<std::ptrdiff_t>(slot * ranks), ranks, ws.near);
-        ws.mine = peers[slot * ranks + static_cast<size_t>(group_->rank())];
         ws.layout = layout_.slot;
         reset(slot);
     }
@@ -95,24 +61,6 @@ void OneSided::reset(size_t slot) {
                                                      static_cast<uint64_t>(layout_.max_distinct) * layout_.combine_packet_bytes);
     std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(mine + layout.filled, filled.data(), filled.size() * sizeof(filled[0]));
-}
-
-// Ranks that share a GPU, and rounds in flight in several slots, share its multiprocessors, so that the waiting blocks of all of
-// them fit at once. A block that takes its place early would keep others from theirs, so that is for those who share with nobody.
-void OneSided::choose_launch(const Deadline &deadline) {
-    std::vector<GpuName> all = group_->allgather(device_.gpu_name(), deadline);
-    const GpuName &mine = all[static_cast<size_t>(group_->rank())];
-    int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
-    blocks_ = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
-    alone_ = sharing * config_.slots == 1;
-    log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks", group_->rank(), sharing, blocks_);
-}
-
-kernels::cuda::Launch OneSided::launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const {
-    const int32_t budget = sm_budget > 0 ? sm_budget : config_.sm_budget;
-    const int blocks = budget > 0 ? std::min(blocks_, budget) : blocks_;
-    constexpr int32_t most_early = 2048;  // above, blocks that follow others one by one cost more than they save (docs/measurements.md)
-    return {blocks, tokens, alone_ && budget == 0 && tokens <= most_early, stream};
 }
 
 moelink_manager_sizes OneSided::sizes() const {
@@ -191,9 +139,9 @@ Received OneSided::dispatch(const DispatchCall &call, moelink_stream stream) {
 
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::dispatch(params, launch(args.num_tokens, args.sm_budget, stream)), "dispatch");
+        check_launch(kernels::cuda::dispatch(params, share_.launch(args.num_tokens, args.sm_budget, stream)), "dispatch");
     } else {
-        check_fault(kernels::host::dispatch(params, watch_of(*group_)));
+        check_fault(kernels::host::dispatch(params, watch_of(*group_)), *group_, config_.timeout_ns);
     }
     return received;
 }
@@ -231,16 +179,10 @@ void OneSided::combine(const CombineCall &call, moelink_stream stream) {
     params.shape = Shape().add(params.row_bytes).add(static_cast<uint64_t>(params.value_type)).value();
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::combine(params, launch(call.num_tokens, call.sm_budget, stream)), "combine");
+        check_launch(kernels::cuda::combine(params, share_.launch(call.num_tokens, call.sm_budget, stream)), "combine");
     } else {
-        check_fault(kernels::host::combine(params, watch_of(*group_)));
+        check_fault(kernels::host::combine(params, watch_of(*group_)), *group_, config_.timeout_ns);
     }
-}
-
-void OneSided::check_fault(const kernels::Fault &fault) const {
-    if (fault.code == kernels::fault_none) return;
-    const Outcome outcome = describe_fault(fault, *group_, config_.timeout_ns);
-    fail(outcome.status, "{}", outcome.text);
 }
 
 void OneSided::abandon(int32_t slot, const Deadline &deadline) {

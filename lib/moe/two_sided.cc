@@ -4,7 +4,6 @@
 #include "base/log.hpp"
 #include "group/agreement.hpp"
 #include "moe/fault.hpp"
-#include "moe/one_sided.hpp"
 #include "moe/shape.hpp"
 
 #include <algorithm>
@@ -18,50 +17,31 @@ uint64_t bits(const void *pointer) { return reinterpret_cast<uint64_t>(pointer);
 }  // namespace
 
 TwoSided::TwoSided(const BackendParams &params)
-    : group_(params.group), device_(params.device), config_(params.config), faults_(params.faults),
+    : group_(params.group), device_(params.device), config_(params.config),
       plan_(plan_fifos(config_, group_->size(), group_->on_cuda())) {
     moelink_memory_params memory = MOELINK_MEMORY_PARAMS_INIT;
     memory.provider = config_.provider;
     memory.bytes = static_cast<uint64_t>(config_.slots) * plan_.fifo.bytes;
     memory_ = Memory::create(group_, memory);
     step(*group_, group_->deadline(), [&] { allocate(params); });
-    if (device_.on_cuda()) choose_launch(group_->deadline());
+    if (!device_.on_cuda()) return;
+    share_ = GpuShare(*group_, device_, config_, group_->deadline());
+    log(MOELINK_LOG_DEBUG, "rank {}: {} channels of {} tiles", group_->rank(), plan_.fifo.channels, plan_.fifo.depth);
 }
 
 void TwoSided::allocate(const BackendParams &params) {
-    const auto ranks = static_cast<size_t>(group_->size());
-    const auto slots = static_cast<size_t>(config_.slots);
-    std::vector<unsigned char *> peers(slots * ranks);
-    for (size_t slot = 0; slot < slots; ++slot) {
-        for (size_t rank = 0; rank < ranks; ++rank) {
-            peers[slot * ranks + rank] = static_cast<unsigned char *>(memory_->peer(static_cast<int>(rank))) + slot * plan_.fifo.bytes;
-        }
-    }
-    peers_ = Buffer(device_, peers.size() * sizeof(peers[0]));
-    device_.write(peers_.as(), peers.data(), peers.size() * sizeof(peers[0]));
-    slots_.resize(slots);
+    peers_ = PeerSlots(params, *memory_, plan_.fifo.bytes);
+    slots_.resize(static_cast<size_t>(config_.slots));
     for (Slot &slot : slots_) {  // the largest first, and nothing written before all are there
         slot.views = Buffer(device_, plan_.view_bytes);
         slot.tables = Buffer(device_, plan_.table_bytes);
     }
-    for (size_t i = 0; i < slots; ++i) {
+    for (size_t i = 0; i < slots_.size(); ++i) {
         Slot &slot = slots_[i];
         slot.fifos.fifo = plan_.fifo;
         slot.fifos.tables = plan_.tables(slot.tables.as());
-        kernels::Workspace &ws = slot.fifos.workspace;
-        ws.rank = group_->rank();
-        ws.ranks = group_->size();
-        ws.owners = params.owners;
-        ws.top_k = config_.top_k;
-        ws.capacity = config_.max_tokens;
-        ws.max_distinct = plan_.max_distinct;
-        ws.timeout_ns = config_.timeout_ns;
-        ws.generation = params.generation;
-        ws.anchor = faults_.anchor();
-        ws.fault = faults_.device_view();
-        ws.peers = peers_.as<unsigned char *>() + i * ranks;
-        if (ranks <= kernels::near_ranks) std::copy_n(peers.begin() + static_cast<std::ptrdiff_t>(i * ranks), ranks, ws.near);
-        ws.mine = peers[i * ranks + static_cast<size_t>(group_->rank())];
+        slot.fifos.workspace = peers_.workspace(params, i);
+        slot.fifos.workspace.max_distinct = plan_.max_distinct;
         reset(slot);
     }
     if (!device_.on_cuda()) return;
@@ -75,23 +55,6 @@ void TwoSided::reset(Slot &slot) {
     device_.clear(slot.tables.as(), plan_.table_bytes);
     std::vector<kernels::Filled> filled(static_cast<size_t>(group_->size()), kernels::Filled{config_.max_tokens, 0});
     device_.write(slot.fifos.tables.filled, filled.data(), filled.size() * sizeof(filled[0]));
-}
-
-// As OneSided's: the waiting blocks of all ranks on a GPU and of all slots fit at once.
-void TwoSided::choose_launch(const Deadline &deadline) {
-    std::vector<GpuName> all = group_->allgather(device_.gpu_name(), deadline);
-    const GpuName &mine = all[static_cast<size_t>(group_->rank())];
-    const int sharing = static_cast<int>(std::count(all.begin(), all.end(), mine));
-    blocks_ = std::max(1, device_.multiprocessors() / (sharing * config_.slots));
-    alone_ = sharing * config_.slots == 1;
-    log(MOELINK_LOG_DEBUG, "rank {}: {} ranks share this GPU; kernels use up to {} blocks; {} channels of {} tiles", group_->rank(), sharing, blocks_,
-        plan_.fifo.channels, plan_.fifo.depth);
-}
-
-kernels::cuda::Launch TwoSided::launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const {
-    const int32_t budget = sm_budget > 0 ? sm_budget : config_.sm_budget;
-    constexpr int32_t most_early = 2048;  // as OneSided's
-    return {budget > 0 ? std::min(blocks_, budget) : blocks_, tokens, alone_ && budget == 0 && tokens <= most_early, stream};
 }
 
 moelink_manager_sizes TwoSided::sizes() const {
@@ -150,9 +113,9 @@ void TwoSided::add_tensors(kernels::FifoCall &call, const moelink_rows *tensors,
 void TwoSided::run(const kernels::FifoCall &call, int32_t tokens, int32_t sm_budget, moelink_stream stream) {
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::alltoallv(call, launch(tokens, sm_budget, stream)), "alltoallv");
+        check_launch(kernels::cuda::alltoallv(call, share_.launch(tokens, sm_budget, stream)), "alltoallv");
     } else {
-        check_fault(kernels::host::alltoallv(call, watch_of(*group_)));
+        check_fault(kernels::host::alltoallv(call, watch_of(*group_)), *group_, config_.timeout_ns);
     }
 }
 
@@ -236,16 +199,10 @@ void TwoSided::combine(const CombineCall &call, moelink_stream stream) {
     params.ends = call.ends ? 1 : 0;
     if (device_.on_cuda()) {
         DeviceGuard guard(device_);
-        check_launch(kernels::cuda::alltoallv_combine(params, launch(call.num_tokens, call.sm_budget, stream)), "combine");
+        check_launch(kernels::cuda::alltoallv_combine(params, share_.launch(call.num_tokens, call.sm_budget, stream)), "combine");
     } else {
-        check_fault(kernels::host::alltoallv_combine(params, watch_of(*group_)));
+        check_fault(kernels::host::alltoallv_combine(params, watch_of(*group_)), *group_, config_.timeout_ns);
     }
-}
-
-void TwoSided::check_fault(const kernels::Fault &fault) const {
-    if (fault.code == kernels::fault_none) return;
-    const Outcome outcome = describe_fault(fault, *group_, config_.timeout_ns);
-    fail(outcome.status, "{}", outcome.text);
 }
 
 void TwoSided::abandon(int32_t slot, const Deadline &deadline) {

@@ -1,8 +1,7 @@
 #pragma once
 
-#include "memory/memory.hpp"
-#include "moe/backend.hpp"
 #include "moe/fifo_layout.hpp"
+#include "moe/peer_slots.hpp"
 
 #include <vector>
 
@@ -29,26 +28,21 @@ private:
 
     void allocate(const BackendParams &params);
     void reset(Slot &slot);
-    void choose_launch(const Deadline &deadline);
-    kernels::cuda::Launch launch(int32_t tokens, int32_t sm_budget, moelink_stream stream) const;
     // The routing's part of a call, with a new layout for the slot.
     kernels::FifoCall routing(const PrepareCall &call);
     // Adds what is sent of the tensors. quantize: of the first two.
     void add_tensors(kernels::FifoCall &call, const moelink_rows *tensors, const moelink_rows *outputs, int32_t count,
                      kernels::QuantizeForm quantize) const;
     void run(const kernels::FifoCall &call, int32_t tokens, int32_t sm_budget, moelink_stream stream);
-    void check_fault(const kernels::Fault &fault) const;
 
     Ref<Group> group_;
     Device device_;
     Config config_;
-    Faults &faults_;
     FifoPlan plan_;
     Ref<Memory> memory_;
-    Buffer peers_;
+    PeerSlots peers_;
     std::vector<Slot> slots_;
-    int blocks_ = 1;
-    bool alone_ = false;  // shares its GPU with no other rank and no other slot
+    GpuShare share_;
 };
 
 }  // namespace moelink
