@@ -1,10 +1,11 @@
 /* Communicators that move experts when not all is well: peers that come late, go, die at each step of a round; data that change on
  * the way; many communicators one after the other; the model at work meanwhile. Whatever happens, a slot holds what it held before
  * the round or what it was to get, and never a mix. */
+#include "countdown.h"
 #include "exchange.h"
+#include "leftovers.h"
 #include "moe_case.h"
 
-#include <dirent.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -145,27 +146,11 @@ static void test_gone(void **state) {
 
 /* --- killed at each step --- */
 
-/* The library says each step of a round in its log; the victim is killed in the middle of saying the n-th. */
-struct countdown {
-    char mark[32];
-    int left;
-    int total;
-    int kill;
-};
-
-static void count_steps(void *user, int32_t level, const char *text) {
-    struct countdown *countdown = user;
-    (void)level;
-    if (strncmp(text, countdown->mark, strlen(countdown->mark)) != 0) return;
-    ++countdown->total;
-    if (countdown->kill && countdown->left-- == 0) raise(SIGKILL);
-}
-
 /* begins, offers out, 2 offers in, 3 experts, votes, agreed, done */
 enum { VICTIM = 1, STEPS = 10 };
 
 static void dies(rank_context *ctx) {
-    static struct countdown countdown;
+    static countdown steps;
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
     two_maps(ctx->size, from, to);
@@ -177,14 +162,9 @@ static void dies(rank_context *ctx) {
     exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
     queue_round(ctx, comm, &layer, from, to);
     RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    snprintf(countdown.mark, sizeof(countdown.mark), "round 2: rank %d ", ctx->rank);
-    countdown.kill = ctx->rank == VICTIM && plan->step >= 0;
-    countdown.left = plan->step;
-    moelink_log_set_callback(count_steps, &countdown);
-    RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_DEBUG));
+    countdown_start(ctx, &steps, 2, VICTIM, plan->step);
     const moelink_status status = moelink_eplb_comm_execute(comm);
-    RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_WARN));
-    moelink_log_set_callback(NULL, NULL);
+    countdown_stop(ctx);
     const int news = exchange_which(ctx, &layer, from + ctx->rank * SLOTS, to + ctx->rank * SLOTS);
     if (news < 0) RANK_FAIL(ctx, "slot %d holds neither what it held nor what it was to get", -2 - news);
     RANK_EQUAL(ctx, news, status == MOELINK_OK ? SLOTS : 0);
@@ -197,7 +177,7 @@ static void dies(rank_context *ctx) {
         }
     } else {
         RANK_OK(ctx, status);
-        RANK_EQUAL(ctx, countdown.total, STEPS);
+        RANK_EQUAL(ctx, steps.total, STEPS);
         RANK_OK(ctx, moelink_group_barrier(ctx->group));
     }
     moelink_eplb_comm_destroy(comm);
@@ -283,40 +263,12 @@ static void test_changed_data(void **state) {
 
 /* --- nothing is left behind --- */
 
-static int count_entries(const char *path) {
-    DIR *folder = opendir(path);
-    int count = 0;
-    while (folder != NULL && readdir(folder) != NULL) ++count;
-    if (folder != NULL) closedir(folder);
-    return count;
-}
-
 static int count_maps(const char *part) {
     FILE *file = fopen("/proc/self/maps", "re");
     char line[512];
     int count = 0;
     while (file != NULL && fgets(line, sizeof(line), file) != NULL) count += strstr(line, part) != NULL;
     if (file != NULL) fclose(file);
-    return count;
-}
-
-/* [KiB] */
-static long resident(void) {
-    FILE *file = fopen("/proc/self/statm", "re");
-    long size = 0, pages = 0;
-    if (file == NULL || fscanf(file, "%ld %ld", &size, &pages) != 2) pages = -1;
-    if (file != NULL) fclose(file);
-    return pages * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
-/* Closed sockets leave with their peers' last words. */
-static int settled_files(int most) {
-    int count = 0;
-    for (int i = 0; i < 100; ++i) {
-        count = count_entries("/proc/self/fd");
-        if (count <= most) break;
-        nap_ms(20);
-    }
     return count;
 }
 
@@ -340,19 +292,19 @@ static void many(rank_context *ctx) {
         exchange_free(ctx, &layer);
         RANK_OK(ctx, moelink_group_barrier(ctx->group));
         if (i == 9) {
-            files = settled_files(0);
+            files = settled_entries("/proc/self/fd", 0);
             mappings = count_maps("memfd");
             tasks = count_entries("/proc/self/task");
-            memory = resident();
+            memory = resident_kib();
         }
     }
-    RANK_EQUAL(ctx, settled_files(files), files);
+    RANK_EQUAL(ctx, settled_entries("/proc/self/fd", files), files);
     RANK_EQUAL(ctx, count_maps("memfd"), mappings);
     RANK_EQUAL(ctx, count_entries("/proc/self/task"), tasks);
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     (void)memory; /* sanitizers hold freed memory back, and find leaks themselves */
 #else
-    RANK_CHECK(ctx, resident() < memory + 8192); /* one ring a communicator would be far more */
+    RANK_CHECK(ctx, resident_kib() < memory + 8192); /* one ring a communicator would be far more */
 #endif
 }
 

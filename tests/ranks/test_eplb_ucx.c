@@ -1,9 +1,10 @@
 /* Live rows read over UCX, between processes that map nothing of each other: exact bytes, what is refused and why, peers that die,
  * nothing left behind. With MOELINK_TEST_FAKE_UCX (its path) UCX is the tests' own, which does as told; else it is this machine's,
  * where tests of reading are skipped unless it reads without the peer's CPU. */
+#include "countdown.h"
 #include "exchange.h"
+#include "leftovers.h"
 
-#include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -306,25 +307,10 @@ static void test_fake_failures(void **state) {
 
 /* --- killed at each step --- */
 
-struct countdown {
-    char mark[32];
-    int left;
-    int total;
-    int kill;
-};
-
-static void count_steps(void *user, int32_t level, const char *text) {
-    struct countdown *countdown = user;
-    (void)level;
-    if (strncmp(text, countdown->mark, strlen(countdown->mark)) != 0) return;
-    ++countdown->total;
-    if (countdown->kill && countdown->left-- == 0) raise(SIGKILL);
-}
-
 enum { STEPS = 10 };
 
 static void dies(rank_context *ctx) {
-    static struct countdown countdown;
+    static countdown steps;
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
     two_maps(ctx->size, from, to);
@@ -337,14 +323,9 @@ static void dies(rank_context *ctx) {
     RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
     exchange_queue(ctx, comm, &layer, from, to);
     RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    snprintf(countdown.mark, sizeof(countdown.mark), "round 2: rank %d ", ctx->rank);
-    countdown.kill = ctx->rank == VICTIM;
-    countdown.left = plan->step;
-    moelink_log_set_callback(count_steps, &countdown);
-    RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_DEBUG));
+    countdown_start(ctx, &steps, 2, VICTIM, plan->step);
     const moelink_status status = moelink_eplb_comm_execute(comm);
-    RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_WARN));
-    moelink_log_set_callback(NULL, NULL);
+    countdown_stop(ctx);
     RANK_CHECK(ctx, ctx->rank != VICTIM);
     const int news = exchange_which(ctx, &layer, from + ctx->rank * SLOTS, to + ctx->rank * SLOTS);
     if (news < 0) RANK_FAIL(ctx, "slot %d holds neither what it held nor what it was to get", -2 - news);
@@ -379,35 +360,6 @@ static void test_killed(void **state) {
 
 /* --- nothing is left behind --- */
 
-static int count_entries(const char *path) {
-    DIR *folder = opendir(path);
-    int count = 0;
-    while (folder != NULL && readdir(folder) != NULL) ++count;
-    if (folder != NULL) closedir(folder);
-    return count;
-}
-
-/* [KiB] */
-static long resident(void) {
-    FILE *file = fopen("/proc/self/statm", "re");
-    long size = 0, pages = 0;
-    if (file == NULL || fscanf(file, "%ld %ld", &size, &pages) != 2) pages = -1;
-    if (file != NULL) fclose(file);
-    return pages * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
-/* Closed sockets leave with their peers' last words. */
-static int settled(const char *path, int most) {
-    int count = 0;
-    for (int i = 0; i < 100; ++i) {
-        const struct timespec nap = {0, 20000000};
-        count = count_entries(path);
-        if (count <= most) break;
-        nanosleep(&nap, NULL);
-    }
-    return count;
-}
-
 static void many(rank_context *ctx) {
     enum { TIMES = 20 };
     int32_t from[64], to[64];
@@ -426,16 +378,16 @@ static void many(rank_context *ctx) {
         RANK_OK(ctx, moelink_group_barrier(ctx->group));
         exchange_free(ctx, &layer);
         if (i != 4) continue;
-        files = settled("/proc/self/fd", 0);
-        tasks = settled("/proc/self/task", 0);
-        memory = resident();
+        files = settled_entries("/proc/self/fd", 0);
+        tasks = settled_entries("/proc/self/task", 0);
+        memory = resident_kib();
     }
-    RANK_EQUAL(ctx, settled("/proc/self/fd", files), files);
-    RANK_EQUAL(ctx, settled("/proc/self/task", tasks), tasks);
+    RANK_EQUAL(ctx, settled_entries("/proc/self/fd", files), files);
+    RANK_EQUAL(ctx, settled_entries("/proc/self/task", tasks), tasks);
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     (void)memory;
 #else
-    RANK_CHECK(ctx, resident() < memory + 8192);
+    RANK_CHECK(ctx, resident_kib() < memory + 8192);
 #endif
 }
 

@@ -1,5 +1,6 @@
 /* The ways into a group beside the rank runner's own: the caller's allgather, and many groups in one process; and that nothing
  * stays behind. */
+#include "leftovers.h"
 #include "ranks.h"
 
 #include <dirent.h>
@@ -202,15 +203,6 @@ static int entries_of(const char *folder) {
     while (readdir(dir) != NULL) ++count;
     closedir(dir);
     return count;
-}
-
-static long resident_kib(void) {
-    long pages = 0;
-    FILE *file = fopen("/proc/self/statm", "r");
-    if (file == NULL) return -1;
-    if (fscanf(file, "%*s %ld", &pages) != 1) pages = -4;
-    fclose(file);
-    return pages * 4;
 }
 
 struct member {

@@ -16,18 +16,6 @@
 
 enum { MEET_MS = 30000, MOST_TENSORS = 4, STATISTICS = 5 };
 
-static void *host_memory(rank_context *ctx, uint64_t bytes) {
-    void *memory = malloc(bytes != 0 ? bytes : 1);
-    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
-    return memory;
-}
-
-static void *download(rank_context *ctx, const void *from, uint64_t bytes) {
-    void *copy = host_memory(ctx, bytes);
-    device_copy(ctx, copy, from, bytes);
-    return copy;
-}
-
 /* --- one rank's round: what it has, and what must come of it ---------------------------------------------------------------- */
 
 struct round {
@@ -122,10 +110,10 @@ static void round_prepare(rank_context *ctx, struct round *round) {
 static void check_sent(rank_context *ctx, const struct round *round) {
     const moelink_prepared *prepared = &round->prepared;
     int distinct = prepared->max_distinct;
-    int32_t *counts = download(ctx, prepared->send_counts, (uint64_t)ctx->size * 4);
-    int32_t *offsets = download(ctx, prepared->send_offsets, (uint64_t)(ctx->size + 1) * 4);
-    int32_t *tokens = download(ctx, prepared->send_tokens, (uint64_t)prepared->send_capacity * 4);
-    int32_t *back = download(ctx, prepared->back_rows, (uint64_t)round->tokens * (uint64_t)distinct * 4);
+    int32_t *counts = device_download(ctx, prepared->send_counts, (uint64_t)ctx->size * 4);
+    int32_t *offsets = device_download(ctx, prepared->send_offsets, (uint64_t)(ctx->size + 1) * 4);
+    int32_t *tokens = device_download(ctx, prepared->send_tokens, (uint64_t)prepared->send_capacity * 4);
+    int32_t *back = device_download(ctx, prepared->back_rows, (uint64_t)round->tokens * (uint64_t)distinct * 4);
     int32_t *expected = host_memory(ctx, (uint64_t)round->tokens * (uint64_t)distinct * 4);
     int *next = calloc((size_t)round->tokens + 1, sizeof(int));
     int row = 0;
@@ -155,10 +143,10 @@ static void check_received(rank_context *ctx, const struct round *round) {
     const moe_geometry *geometry = round->geometry;
     int top_k = geometry->top_k;
     uint64_t values = (uint64_t)prepared->row_capacity * (uint64_t)top_k;
-    int32_t *counts = download(ctx, prepared->recv_counts, (uint64_t)ctx->size * 4);
-    int32_t *offsets = download(ctx, prepared->recv_offsets, (uint64_t)(ctx->size + 1) * 4);
-    int32_t *ids = download(ctx, prepared->topk_ids, values * 4), *expected = host_memory(ctx, values * 4);
-    float *weights = round->weights ? download(ctx, prepared->topk_weights, values * 4) : NULL;
+    int32_t *counts = device_download(ctx, prepared->recv_counts, (uint64_t)ctx->size * 4);
+    int32_t *offsets = device_download(ctx, prepared->recv_offsets, (uint64_t)(ctx->size + 1) * 4);
+    int32_t *ids = device_download(ctx, prepared->topk_ids, values * 4), *expected = host_memory(ctx, values * 4);
+    float *weights = round->weights ? device_download(ctx, prepared->topk_weights, values * 4) : NULL;
     int sum = 0;
     for (uint64_t i = 0; i < values; ++i) expected[i] = round->shape.invalid_id;
     for (int source = 0; source < ctx->size; ++source) {
@@ -200,7 +188,7 @@ static void round_check_prepared(rank_context *ctx, const struct round *round) {
     check_sent(ctx, round);
     check_received(ctx, round);
     if (round->statistics == 0) return;
-    int64_t *all = download(ctx, round->prepared.statistics, (uint64_t)ctx->size * STATISTICS * 8);
+    int64_t *all = device_download(ctx, round->prepared.statistics, (uint64_t)ctx->size * STATISTICS * 8);
     for (int i = 0; i < ctx->size * STATISTICS; ++i) {
         RANK_EQUAL(ctx, all[i], (int64_t)random_mix(round->shape.seed, (uint64_t)(i / STATISTICS * 100 + i % STATISTICS)));
     }
@@ -248,7 +236,7 @@ static void round_alltoallv(rank_context *ctx, const struct round *round, int tu
     for (int i = 0; i < count; ++i) {
         if (tensors[i].row_bytes == 0) continue;
         uint64_t bytes = tensors[i].row_bytes, stride = outputs[i].row_stride;
-        unsigned char *got = download(ctx, output[i].data, output[i].bytes), *expected = host_memory(ctx, output[i].bytes);
+        unsigned char *got = device_download(ctx, output[i].data, output[i].bytes), *expected = host_memory(ctx, output[i].bytes);
         memset(expected, GUARDED_POISON, output[i].bytes);
         for (int source = 0; source < ctx->size; ++source) {
             for (int row = 0; row < round->counts[source]; ++row) {
@@ -343,7 +331,7 @@ static void round_combine(rank_context *ctx, const struct round *round, int turn
     }
     device_sync(ctx, round->stream);
     RANK_OK(ctx, moelink_manager_fault(round->manager));
-    unsigned char *got = download(ctx, output.data, output.bytes);
+    unsigned char *got = device_download(ctx, output.data, output.bytes);
     check_sums(ctx, round, turn, weighted, dtype, hidden, args.output.row_stride, got);
     free(got);
     guarded_check(ctx, &input, "combine input");

@@ -103,6 +103,18 @@ void device_select(rank_context *ctx) {
     if (on_cuda(ctx)) CUDA_OR_FAIL(ctx, cuda_select(ctx->ordinal));
 }
 
+void *host_memory(rank_context *ctx, uint64_t bytes) {
+    void *memory = malloc(bytes != 0 ? bytes : 1);
+    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
+    return memory;
+}
+
+void *device_download(rank_context *ctx, const void *from, uint64_t bytes) {
+    void *copy = host_memory(ctx, bytes);
+    device_copy(ctx, copy, from, bytes);
+    return copy;
+}
+
 void *device_alloc(rank_context *ctx, uint64_t bytes) {
     void *memory = NULL;
     if (on_cuda(ctx)) {

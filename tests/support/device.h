@@ -21,6 +21,11 @@ int device_skip_main(int32_t device, int gpus_needed);
 /* Makes the rank's GPU current on the calling thread; the runner has done so already for a rank's own thread. */
 void device_select(rank_context *ctx);
 
+/* malloc, also of 0 bytes; the rank fails when there is no memory. To be freed by free, like what device_download gives: a copy on the
+ * host of device memory. */
+void *host_memory(rank_context *ctx, uint64_t bytes);
+void *device_download(rank_context *ctx, const void *from, uint64_t bytes);
+
 void *device_alloc(rank_context *ctx, uint64_t bytes);
 void device_free(rank_context *ctx, void *memory);
 /* Any direction between host and device; done on return. */

@@ -5,18 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *host_memory(rank_context *ctx, uint64_t bytes) {
-    void *memory = malloc(bytes != 0 ? bytes : 1);
-    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
-    return memory;
-}
-
-static void *download(rank_context *ctx, const void *from, uint64_t bytes) {
-    void *copy = host_memory(ctx, bytes);
-    device_copy(ctx, copy, from, bytes);
-    return copy;
-}
-
 /* Tokens of a source that come here, in the order of their rows. */
 struct arrivals {
     int count;
@@ -55,7 +43,7 @@ static void arrivals_free(struct arrivals *arrivals) {
 static void check_ids(rank_context *ctx, const moe_flight *flight, int source, const struct arrivals *arrivals) {
     int top_k = flight->geometry->top_k;
     int64_t first = source * flight->capacity * top_k;
-    int32_t *got = download(ctx, flight->dispatched.topk_ids + first, (uint64_t)flight->capacity * (uint64_t)top_k * 4);
+    int32_t *got = device_download(ctx, flight->dispatched.topk_ids + first, (uint64_t)flight->capacity * (uint64_t)top_k * 4);
     for (int64_t row = 0; row < flight->capacity; ++row) {
         for (int k = 0; k < top_k; ++k) {
             int32_t expected = flight->round.invalid_id;
@@ -76,7 +64,7 @@ static void check_weights(rank_context *ctx, const moe_flight *flight, int sourc
     uint64_t row_bytes = (uint64_t)flight->geometry->top_k * 4;
     const unsigned char *from =
         (const unsigned char *)flight->dispatched.topk_weights + (uint64_t)(source * flight->capacity) * row_bytes;
-    unsigned char *got = download(ctx, from, (uint64_t)arrivals->count * row_bytes);
+    unsigned char *got = device_download(ctx, from, (uint64_t)arrivals->count * row_bytes);
     for (int row = 0; row < arrivals->count; ++row) {
         const float *expected = sent + (int64_t)arrivals->tokens[row] * flight->geometry->top_k;
         if (memcmp(got + (uint64_t)row * row_bytes, expected, row_bytes) == 0) continue;
@@ -102,7 +90,7 @@ static void check_payload(rank_context *ctx, const moe_flight *flight, int paylo
     uint64_t count = own ? (uint64_t)flight->capacity : (uint64_t)arrivals->count;
     uint64_t first = (uint64_t)(source * flight->capacity) * rows->row_stride;
     uint64_t bytes = count == 0 ? 0 : (count - 1) * rows->row_stride + row_bytes;
-    unsigned char *got = download(ctx, (unsigned char *)rows->data + first, bytes);
+    unsigned char *got = device_download(ctx, (unsigned char *)rows->data + first, bytes);
     unsigned char *expected = host_memory(ctx, row_bytes + 8);
     for (int row = 0; row < arrivals->count; ++row) {
         moe_payload_row(&flight->round, source, arrivals->tokens[row], payload, expected);
@@ -128,7 +116,7 @@ void moe_flight_check_dispatch(rank_context *ctx, moe_flight *flight) {
         moe_layout_check(ctx, flight);
         return;
     }
-    int32_t *counts = download(ctx, flight->dispatched.recv_counts, (uint64_t)ctx->size * 4);
+    int32_t *counts = device_download(ctx, flight->dispatched.recv_counts, (uint64_t)ctx->size * 4);
     /* A rank without tokens gets others' weights whatever it passed. */
     if (round->weights) {
         RANK_CHECK(ctx, flight->dispatched.topk_weights != NULL);
@@ -257,7 +245,7 @@ void moe_flight_check_combine(rank_context *ctx, moe_flight *flight) {
     const moe_round *round = &flight->round;
     device_sync(ctx, flight->stream);
     RANK_OK(ctx, moelink_manager_fault(flight->manager));
-    unsigned char *got = download(ctx, flight->result.data, flight->result.bytes);
+    unsigned char *got = device_download(ctx, flight->result.data, flight->result.bytes);
     int64_t *ids = host_memory(ctx, (uint64_t)flight->tokens * (uint64_t)geometry->top_k * 8);
     float *weights = host_memory(ctx, (uint64_t)flight->tokens * (uint64_t)geometry->top_k * 4);
     combine_sum *sums = host_memory(ctx, round->hidden * sizeof(*sums));

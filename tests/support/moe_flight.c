@@ -3,12 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *host_memory(rank_context *ctx, uint64_t bytes) {
-    void *memory = malloc(bytes != 0 ? bytes : 1);
-    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
-    return memory;
-}
-
 static uint64_t span(uint64_t rows, uint64_t stride, uint64_t row_bytes) {
     return rows == 0 ? 0 : (rows - 1) * stride + row_bytes;
 }

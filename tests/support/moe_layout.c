@@ -4,13 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *download(rank_context *ctx, const void *from, uint64_t bytes) {
-    void *copy = malloc(bytes != 0 ? bytes : 1);
-    if (copy == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
-    device_copy(ctx, copy, from, bytes);
-    return copy;
-}
-
 static int by_expert(const moe_flight *flight) {
     return flight->round.layout == MOELINK_LAYOUT_EXPERT_MAJOR || flight->round.layout == MOELINK_LAYOUT_EXPERT_PADDED;
 }
@@ -48,11 +41,11 @@ static void check_described(rank_context *ctx, const moe_flight *flight, const m
 
 static void check_counts(rank_context *ctx, const moe_flight *flight, const moe_rows *rows) {
     const moelink_dispatched *got = &flight->dispatched;
-    int32_t *counts = download(ctx, got->recv_counts, (uint64_t)ctx->size * 4);
+    int32_t *counts = device_download(ctx, got->recv_counts, (uint64_t)ctx->size * 4);
     for (int rank = 0; rank < ctx->size; ++rank) RANK_EQUAL(ctx, counts[rank], rows->recv_counts[rank]);
     free(counts);
     if (!by_expert(flight)) {
-        int32_t *offsets = download(ctx, got->rank_offsets, (uint64_t)(ctx->size + 1) * 4), next = 0;
+        int32_t *offsets = device_download(ctx, got->rank_offsets, (uint64_t)(ctx->size + 1) * 4), next = 0;
         for (int rank = 0; rank <= ctx->size; ++rank) {
             RANK_EQUAL(ctx, offsets[rank], next);
             if (rank < ctx->size) next += rows->recv_counts[rank];
@@ -60,8 +53,8 @@ static void check_counts(rank_context *ctx, const moe_flight *flight, const moe_
         free(offsets);
         return;
     }
-    counts = download(ctx, got->expert_counts, (uint64_t)rows->experts * 4);
-    int32_t *offsets = download(ctx, got->expert_offsets, (uint64_t)(rows->experts + 1) * 4);
+    counts = device_download(ctx, got->expert_counts, (uint64_t)rows->experts * 4);
+    int32_t *offsets = device_download(ctx, got->expert_offsets, (uint64_t)(rows->experts + 1) * 4);
     for (int expert = 0; expert < rows->experts; ++expert) {
         RANK_EQUAL(ctx, counts[expert], rows->expert_counts[expert]);
         RANK_EQUAL(ctx, offsets[expert], rows->expert_first[expert]);
@@ -76,10 +69,10 @@ static void check_rows_said(rank_context *ctx, const moe_flight *flight, const m
     const moelink_dispatched *got = &flight->dispatched;
     const moe_geometry *geometry = flight->geometry;
     const uint64_t all = (uint64_t)got->row_capacity, top_k = (uint64_t)geometry->top_k;
-    int32_t *sources = download(ctx, got->row_sources, all * 12);
-    int32_t *ids = got->topk_ids != NULL ? download(ctx, got->topk_ids, all * top_k * 4) : NULL;
-    float *packed = got->topk_weights != NULL ? download(ctx, got->topk_weights, all * top_k * 4) : NULL;
-    float *weights = got->row_weights != NULL ? download(ctx, got->row_weights, all * 4) : NULL;
+    int32_t *sources = device_download(ctx, got->row_sources, all * 12);
+    int32_t *ids = got->topk_ids != NULL ? device_download(ctx, got->topk_ids, all * top_k * 4) : NULL;
+    float *packed = got->topk_weights != NULL ? device_download(ctx, got->topk_weights, all * top_k * 4) : NULL;
+    float *weights = got->row_weights != NULL ? device_download(ctx, got->row_weights, all * 4) : NULL;
     int64_t *sent_ids[RANKS_MAX];
     float *sent_weights[RANKS_MAX];
     for (int source = 0; source < ctx->size; ++source) {
@@ -138,7 +131,7 @@ static void check_payload(rank_context *ctx, const moe_flight *flight, const moe
     RANK_CHECK(ctx, view->row_stride >= row_bytes);
     if (own) RANK_CHECK(ctx, view->data == flight->outputs[payload].data);
     if (all == 0) return;
-    unsigned char *got = download(ctx, view->data, (uint64_t)(all - 1) * view->row_stride + row_bytes);
+    unsigned char *got = device_download(ctx, view->data, (uint64_t)(all - 1) * view->row_stride + row_bytes);
     unsigned char *expected = malloc(row_bytes + 8);
     for (int64_t row = 0; row < all; ++row) {
         const unsigned char *at = got + (uint64_t)row * view->row_stride;
@@ -204,7 +197,7 @@ void moe_counts_check(rank_context *ctx, moe_flight *flight) {
     if (flight->loads.base == NULL) return;
     const moe_geometry *geometry = flight->geometry;
     device_sync(ctx, flight->stream);
-    int64_t *got = download(ctx, flight->loads.data, flight->loads.bytes), entries = (int64_t)flight->tokens * geometry->top_k;
+    int64_t *got = device_download(ctx, flight->loads.data, flight->loads.bytes), entries = (int64_t)flight->tokens * geometry->top_k;
     int64_t *ids = malloc((uint64_t)entries * 8 + 1);
     moe_ids(geometry, &flight->round, ctx->rank, ids);
     for (int64_t expert = 0; expert < geometry->experts; ++expert) {

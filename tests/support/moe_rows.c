@@ -3,12 +3,6 @@
 
 #include <stdlib.h>
 
-static void *host_memory(rank_context *ctx, uint64_t bytes) {
-    void *memory = malloc(bytes != 0 ? bytes : 1);
-    if (memory == NULL) RANK_FAIL(ctx, "no %llu bytes of host memory", (unsigned long long)bytes);
-    return memory;
-}
-
 int moe_owner(const moe_geometry *geometry, int64_t id) {
     if (!geometry->mapped) return expert_owner(id, geometry->experts, geometry->ranks);
     return id >= 0 && id < geometry->experts ? geometry->expert_ranks[id] : -1;
