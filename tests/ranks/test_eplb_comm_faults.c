@@ -8,7 +8,6 @@
 
 #include <pthread.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,19 +24,6 @@ struct plan {
     int32_t kind;
     int step; /* of the victim; -1: nobody dies */
 };
-
-static int32_t state_of(rank_context *ctx, const moelink_eplb_comm *comm) {
-    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
-    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, NULL, 0));
-    return info.state;
-}
-
-/* Two maps of 3 slots a rank of which every slot of the second is received from another rank. */
-static void two_maps(int ranks, int32_t *from, int32_t *to) {
-    const int total = ranks * SLOTS;
-    for (int i = 0; i < total; ++i) from[i] = i;
-    for (int i = 0; i < total; ++i) to[i] = from[(i + SLOTS) % total];
-}
 
 static void queue_round(rank_context *ctx, moelink_eplb_comm *comm, const exchange_layer *layer, const int32_t *from, const int32_t *to) {
     RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, layer->number));
@@ -57,7 +43,7 @@ static void one_is_late(rank_context *ctx) {
     const int late = 2;
     moelink_eplb_comm *comm = NULL;
     moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_MEMORY);
     exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
     RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, plan->kind, &comm));
@@ -71,7 +57,7 @@ static void one_is_late(rank_context *ctx) {
     RANK_TEXT(ctx, moelink_last_error(), "did not come: 2");
     if (ctx->rank != late) RANK_CHECK(ctx, rank_meet(ctx, 20000));
     exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
-    RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_READY);
+    RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
     RANK_CHECK(ctx, rank_meet(ctx, 20000));
     /* The queues are empty, and the next round, another one, is a good one, whatever of the last one is still on its way. */
     for (int i = 0; i < ctx->size * SLOTS; ++i) to[i] = from[(i + 3 * SLOTS) % (ctx->size * SLOTS)];
@@ -105,7 +91,7 @@ static void one_goes(rank_context *ctx) {
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
     moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_MEMORY);
     exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
     moelink_eplb_comm *comm = exchange_comm(ctx, plan->kind, SLOTS, 0);
@@ -121,7 +107,7 @@ static void one_goes(rank_context *ctx) {
             if (status == MOELINK_OK) status = moelink_eplb_comm_execute(comm);
             RANK_CHECK(ctx, status == MOELINK_ERR_PEER_EXITED || status == MOELINK_ERR_INVALID_STATE);
         }
-        RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_POISONED);
+        RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_POISONED);
         RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), MOELINK_ERR_INVALID_STATE);
         RANK_TEXT(ctx, moelink_last_error(), "poisoned");
         RANK_STATUS(ctx, moelink_eplb_comm_ensure(comm, &params), MOELINK_ERR_INVALID_STATE);
@@ -153,7 +139,7 @@ static void dies(rank_context *ctx) {
     static countdown steps;
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_MEMORY);
     moelink_eplb_comm *comm = exchange_comm(ctx, plan->kind, SLOTS, 0);
     exchange_register(ctx, comm, &layer);
@@ -173,7 +159,7 @@ static void dies(rank_context *ctx) {
         if (status != MOELINK_OK) {
             RANK_CHECK(ctx, status == MOELINK_ERR_PEER_EXITED || status == MOELINK_ERR_INVALID_STATE); /* the latter: it knew before */
             RANK_TEXT(ctx, moelink_last_error(), "rank 1 ");
-            RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_POISONED);
+            RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_POISONED);
         }
     } else {
         RANK_OK(ctx, status);
@@ -231,7 +217,7 @@ static void changes(rank_context *ctx) {
     static struct vandal vandal;
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_MEMORY);
     moelink_eplb_comm *comm = exchange_comm(ctx, plan->kind, SLOTS, MOELINK_EPLB_COMM_F_CHECKSUM);
     exchange_register(ctx, comm, &layer);
@@ -278,7 +264,7 @@ static void many(rank_context *ctx) {
     int32_t from[64], to[64];
     int files = 0, mappings = 0, tasks = 0;
     long memory = 0;
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     for (int i = 0; i < TIMES; ++i) {
         rank_scene(ctx, "communicator %d", i);
         exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_MEMORY);
@@ -354,7 +340,7 @@ static void works_meanwhile(rank_context *ctx) {
     struct mover mover;
     pthread_t thread;
     memset(&mover, 0, sizeof(mover));
-    two_maps(ctx->size, mover.from, mover.to);
+    exchange_two_maps(ctx->size, SLOTS, mover.from, mover.to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 200, EXCHANGE_MEMORY);
     exchange_fill(ctx, &layer, mover.from + ctx->rank * SLOTS);
     mover.comm = exchange_comm(ctx, plan->kind, SLOTS, MOELINK_EPLB_COMM_F_ASYNC);

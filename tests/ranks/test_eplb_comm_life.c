@@ -28,12 +28,6 @@ static void run_kinds(int size, rank_function function) {
     }
 }
 
-static int32_t state_of(rank_context *ctx, const moelink_eplb_comm *comm) {
-    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
-    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, NULL, 0));
-    return info.state;
-}
-
 /* --- names --- */
 
 static void test_names(void **state) {
@@ -80,7 +74,7 @@ static void lives(rank_context *ctx) {
     RANK_EQUAL(ctx, info.staging_bytes, 9000);
     RANK_EQUAL(ctx, info.kind, kind);
     RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, kind, &comm));
-    RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_CREATED);
+    RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_CREATED);
     RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_eplb_comm_set_transfer_context(comm, NULL, 0, 0), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_eplb_comm_add_send(comm, NULL, 0, 0, 0), MOELINK_ERR_INVALID_STATE);
@@ -93,14 +87,14 @@ static void lives(rank_context *ctx) {
         if (ctx->rank == 1) bad.chunk_bytes = 1;
         RANK_STATUS(ctx, moelink_eplb_comm_init(comm, &bad), MOELINK_ERR_INVALID_ARGUMENT);
         RANK_TEXT(ctx, moelink_last_error(), "rank 1: params.chunk_bytes is 1");
-        RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_CREATED);
+        RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_CREATED);
         bad.chunk_bytes = ctx->rank == 0 ? 8192 : 4096;
         RANK_STATUS(ctx, moelink_eplb_comm_init(comm, &bad), MOELINK_ERR_MISMATCH);
         RANK_TEXT(ctx, moelink_last_error(), "params.chunk_bytes is 8192 on rank 0 and 4096 on rank 1");
-        RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_CREATED);
+        RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_CREATED);
     }
     RANK_OK(ctx, moelink_eplb_comm_ensure(comm, &params));
-    RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_READY);
+    RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
     RANK_OK(ctx, moelink_eplb_comm_ensure(comm, &params));
     RANK_STATUS(ctx, moelink_eplb_comm_ensure(comm, &others), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_eplb_comm_init(comm, &params), MOELINK_ERR_INVALID_STATE);
@@ -119,13 +113,13 @@ static void lives(rank_context *ctx) {
         if (ctx->size > 1) {
             RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, map, 2 * ctx->size, 2));
             RANK_OK(ctx, moelink_eplb_comm_add_send(comm, NULL, 0, (ctx->rank + 1) % ctx->size, map[2 * ctx->rank]));
-            RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_QUEUED);
+            RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_QUEUED);
         }
         RANK_OK(ctx, moelink_group_barrier(ctx->group)); /* a rank that is early would poison the others' */
         /* What is queued is dropped. */
         RANK_OK(ctx, round == 0 ? moelink_eplb_comm_reinit(comm, &others) : moelink_eplb_comm_cleanup(comm));
         if (round != 0) RANK_OK(ctx, moelink_eplb_comm_init(comm, &params));
-        RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_READY);
+        RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
         RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, NULL, 0));
         RANK_EQUAL(ctx, info.layers, 0);
         RANK_EQUAL(ctx, info.staging_bytes, 0);
@@ -207,7 +201,7 @@ static void refuses(rank_context *ctx) {
     RANK_STATUS(ctx, moelink_eplb_comm_add_recv(comm, other, EXCHANGE_TENSORS, 0, 0), MOELINK_ERR_INVALID_ARGUMENT);
     other[3].data = NULL;
     RANK_STATUS(ctx, moelink_eplb_comm_add_recv(comm, other, EXCHANGE_TENSORS, 0, 0), MOELINK_ERR_INVALID_ARGUMENT);
-    RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_READY);
+    RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
 
     const int32_t mine = map[2 * ctx->rank], theirs = map[2 - 2 * ctx->rank];
     RANK_OK(ctx, moelink_eplb_comm_add_send(comm, NULL, 0, 1 - ctx->rank, mine));
@@ -311,7 +305,7 @@ static void one_round(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer
         RANK_OK(ctx, moelink_eplb_comm_execute(comm));
         if (ctx->rank == 1) map[1] = 5;
     }
-    RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_READY);
+    RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
     exchange_check(ctx, &layers[0], map + ctx->rank);
 }
 

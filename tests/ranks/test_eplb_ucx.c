@@ -11,8 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -248,25 +246,13 @@ static void test_fake_refusals(void **state) {
 
 /* --- a round that fails --- */
 
-static int32_t state_of(rank_context *ctx, const moelink_eplb_comm *comm) {
-    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
-    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, NULL, 0));
-    return info.state;
-}
-
-static void two_maps(int ranks, int32_t *from, int32_t *to) {
-    const int total = ranks * SLOTS;
-    for (int i = 0; i < total; ++i) from[i] = i;
-    for (int i = 0; i < total; ++i) to[i] = from[(i + SLOTS) % total];
-}
-
 /* On rank 0 UCX fails in the round: nobody gets anything, and reinit heals. */
 static void fails(rank_context *ctx) {
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
     moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
     moelink_eplb_comm *comm = NULL;
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_PLAIN);
     params.flags = MOELINK_EPLB_COMM_F_NO_MAP;
     params.timeout_ns = (uint64_t)ranks_scaled_ms(2000) * 1000000u;
@@ -281,7 +267,7 @@ static void fails(rank_context *ctx) {
     RANK_TEXT(ctx, moelink_last_error(), plan->why);
     exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
     unsetenv("MOELINK_FAKE_UCX");
-    if (ctx->rank == 0) RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_POISONED);
+    if (ctx->rank == 0) RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_POISONED);
     RANK_OK(ctx, moelink_group_barrier(ctx->group));
     params.timeout_ns = 0;
     RANK_OK(ctx, moelink_eplb_comm_reinit(comm, &params));
@@ -313,7 +299,7 @@ static void dies(rank_context *ctx) {
     static countdown steps;
     const struct plan *plan = ctx->user;
     int32_t from[64], to[64];
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, plan->scale, EXCHANGE_PLAIN);
     moelink_eplb_comm *comm = make(ctx, plan, SLOTS);
     exchange_register(ctx, comm, &layer);
@@ -332,7 +318,7 @@ static void dies(rank_context *ctx) {
     RANK_EQUAL(ctx, news, status == MOELINK_OK ? SLOTS : 0);
     if (status != MOELINK_OK) {
         if (status != MOELINK_ERR_PEER_EXITED && status != MOELINK_ERR_INVALID_STATE) RANK_FAIL(ctx, "%s", moelink_last_error());
-        RANK_EQUAL(ctx, state_of(ctx, comm), MOELINK_EPLB_COMM_POISONED);
+        RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_POISONED);
     }
     moelink_eplb_comm_destroy(comm);
     exchange_free(ctx, &layer);
@@ -365,7 +351,7 @@ static void many(rank_context *ctx) {
     int32_t from[64], to[64];
     int files = 0, tasks = 0;
     long memory = 0;
-    two_maps(ctx->size, from, to);
+    exchange_two_maps(ctx->size, SLOTS, from, to);
     for (int i = 0; i < TIMES; ++i) {
         rank_scene(ctx, "communicator %d", i);
         exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_PLAIN);

@@ -250,3 +250,15 @@ moelink_eplb_comm *exchange_comm(rank_context *ctx, int32_t kind, int experts, u
 void exchange_register(rank_context *ctx, moelink_eplb_comm *comm, const exchange_layer *layer) {
     RANK_OK(ctx, moelink_eplb_comm_register(comm, layer->number, layer->tensors, EXCHANGE_TENSORS, layer->slots));
 }
+
+int32_t exchange_state(rank_context *ctx, const moelink_eplb_comm *comm) {
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, NULL, 0));
+    return info.state;
+}
+
+void exchange_two_maps(int ranks, int slots, int32_t *from, int32_t *to) {
+    const int total = ranks * slots;
+    for (int i = 0; i < total; ++i) from[i] = i;
+    for (int i = 0; i < total; ++i) to[i] = from[(i + slots) % total];
+}

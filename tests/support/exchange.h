@@ -54,11 +54,15 @@ int exchange_queue(rank_context *ctx, moelink_eplb_comm *comm, const exchange_la
 void exchange_settle(rank_context *ctx, exchange_layer *layer, const int32_t *from, const int32_t *to, const unsigned char *before);
 /* This rank's bytes, to be freed. */
 unsigned char *exchange_copy(rank_context *ctx, const exchange_layer *layer);
+/* Two maps of `slots` slots a rank of which every slot of the second is received from the next rank. */
+void exchange_two_maps(int ranks, int slots, int32_t *from, int32_t *to);
 /* Context, queue, execute, settle, check. */
 void exchange_run(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *layer, const int32_t *from, const int32_t *to);
 
 /* A communicator of ctx->group, initialised, with room for `experts` staged ones. */
 moelink_eplb_comm *exchange_comm(rank_context *ctx, int32_t kind, int experts, uint32_t flags);
+/* MOELINK_EPLB_COMM_* of its state. */
+int32_t exchange_state(rank_context *ctx, const moelink_eplb_comm *comm);
 void exchange_register(rank_context *ctx, moelink_eplb_comm *comm, const exchange_layer *layer);
 
 #ifdef __cplusplus
