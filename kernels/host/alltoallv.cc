@@ -1,6 +1,7 @@
 // The two-sided manager on the host: prepare and alltoallv. One stream of bytes to each other rank: a header; with prepare the routing
 // of each row and the statistics; then the rows, each with all of its tensors.
 #include "fifo.hpp"
+#include "token_rows.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -81,35 +82,10 @@ void store_row(const FifoCall &call, int32_t source, int32_t index, const uint32
     std::memcpy(t.weights + row * ws.top_k, words + 1 + ws.top_k, bytes);
 }
 
-// The tensors of one row, as they travel.
-class TokenRows {
-public:
-    explicit TokenRows(const FifoCall &call) : call_(call) {
-        if (call.quantize == quantize_none) return;
-        values_.resize(call.tensors[0].row_bytes);
-        scales_.resize(call.tensors[1].row_bytes);
-    }
-    void read(int32_t token) {
-        token_ = static_cast<uint64_t>(token);
-        if (call_.quantize != quantize_none) quantize_row(call_.quantize, source(0), values_.size(), values_.data(), scales_.data());
-    }
-    const unsigned char *of(int tensor) const {
-        if (call_.quantize != quantize_none && tensor <= 1) return tensor == 0 ? values_.data() : scales_.data();
-        return source(tensor);
-    }
-
-private:
-    const unsigned char *source(int tensor) const { return call_.tensors[tensor].source + token_ * call_.tensors[tensor].source_stride; }
-
-    const FifoCall &call_;
-    uint64_t token_ = 0;
-    std::vector<unsigned char> values_, scales_;
-};
-
 class RowsOut : public Outgoing {
 public:
     RowsOut(const FifoCall &call, int32_t to, const FifoHeader &header)
-        : call_(call), to_(to), header_(header), rows_(call), words_(routing_words(call.fifos.workspace)), routed_(call.prepares ? 0 : header.rows),
+        : call_(call), to_(to), header_(header), rows_(call.quantize, call.tensors), words_(routing_words(call.fifos.workspace)), routed_(call.prepares ? 0 : header.rows),
           statistics_(call.prepares && call.statistics_count > 0) {}
 
     bool next(const unsigned char **at, size_t *bytes) override {
@@ -147,7 +123,7 @@ private:
     const FifoCall &call_;
     int32_t to_;
     FifoHeader header_;
-    TokenRows rows_;
+    TokenRows<FifoTensor> rows_;
     std::vector<uint32_t> words_;
     int32_t routed_;
     bool statistics_, began_ = false;
@@ -228,7 +204,7 @@ void keep_own(const FifoCall &call) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &t = call.fifos.tables;
     std::vector<uint32_t> words(routing_words(ws));
-    TokenRows rows(call);
+    TokenRows rows(call.quantize, call.tensors);
     for (int32_t i = 0; i < t.send_counts[ws.rank]; ++i) {
         const int32_t token = t.send_tokens[t.send_offsets[ws.rank] + i];
         if (call.prepares) {

@@ -1,5 +1,6 @@
 // Push dispatch on the host: every row once into every distinct rank's plane, then one word a rank that announces them.
 #include "signal.hpp"
+#include "token_rows.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -76,40 +77,8 @@ private:
     int32_t ranks_[max_top_k];
 };
 
-// The rows of one token as they travel.
-class TokenRows {
-public:
-    explicit TokenRows(const DispatchParams &params) : params_(params) {
-        if (params.quantize == quantize_none) return;
-        values_.resize(params.payloads[0].row_bytes);
-        scales_.resize(params.payloads[1].row_bytes);
-    }
-
-    void read(int64_t token) {
-        token_ = token;
-        if (params_.quantize != quantize_none) {
-            host::quantize_row(params_.quantize, source(0), params_.payloads[0].row_bytes, values_.data(), scales_.data());
-        }
-    }
-
-    const unsigned char *of(int payload) const {
-        if (params_.quantize != quantize_none && payload <= 1) return payload == 0 ? values_.data() : scales_.data();
-        return source(payload);
-    }
-
-private:
-    const unsigned char *source(int payload) const {
-        const Payload &from = params_.payloads[payload];
-        return from.source + static_cast<uint64_t>(token_) * from.source_stride;
-    }
-
-    const DispatchParams &params_;
-    int64_t token_ = 0;
-    std::vector<unsigned char> values_, scales_;
-};
-
 // Writes one token's row, ids, weights and origin into row `slot` of our part of a destination's workspace.
-void write_row(const DispatchParams &params, const Router &router, const TokenRows &rows, int64_t token, const Destination &to, int64_t slot) {
+void write_row(const DispatchParams &params, const Router &router, const TokenRows<Payload> &rows, int64_t token, const Destination &to, int64_t slot) {
     const Workspace &ws = params.workspace;
     unsigned char *peer = ws.peers[to.rank];
     int64_t row = int64_t{ws.rank} * ws.capacity + slot;
@@ -183,7 +152,7 @@ void send(const DispatchParams &params, uint32_t epoch) {
     if (params.tokens_device != nullptr) tokens = std::clamp(*params.tokens_device, 0, params.tokens);
 
     Router router(params);
-    TokenRows token_rows(params);
+    TokenRows token_rows(params.quantize, params.payloads);
     std::vector<int32_t> rows(static_cast<size_t>(ws.ranks), 0);
     int32_t *send_counts = part<int32_t>(ws.mine, ws.layout.send_counts);
     int32_t *distinct = part<int32_t>(ws.mine, ws.layout.distinct);
