@@ -8,7 +8,9 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -424,7 +426,8 @@ static void create_and_destroy(rank_context *ctx, int32_t kind, moelink_stream s
         RANK_FAIL(ctx, "%d descriptors, %d before", after.descriptors, before.descriptors);
     }
     if (after.mappings > before.mappings + 30) RANK_FAIL(ctx, "%d mappings, %d before", after.mappings, before.mappings);
-    if (after.heap > before.heap + (64u << 10)) RANK_FAIL(ctx, "heap of %zu bytes, %zu before", after.heap, before.heap);
+    size_t slack = ctx->device == MOELINK_DEVICE_CUDA ? 64u << 10 : 4u << 10; /* the driver keeps things of its own */
+    if (after.heap > before.heap + slack) RANK_FAIL(ctx, "heap of %zu bytes, %zu before", after.heap, before.heap);
     if (after.device + (32u << 20) < before.device) {
         RANK_FAIL(ctx, "%llu bytes of GPU memory free, %llu before", (unsigned long long)after.device,
                   (unsigned long long)before.device);
@@ -442,7 +445,17 @@ static void test_no_leak_over_100_rounds(void **state) {
     PLAN_RUN(&options, all_leaks);
 }
 
-int main(void) {
+/* Starts this program once more without malloc's caches a thread: mallinfo2 takes what lies in them for used, and they fill for
+ * hundreds of rounds. */
+static void restart_without_caches(char **argv) {
+    if (getenv("GLIBC_TUNABLES") != NULL) return;
+    setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0", 1);
+    execv("/proc/self/exe", argv);
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    restart_without_caches(argv);
     int skipped = device_skip_main(TEST_DEVICE, 1);
     if (skipped != 0) return skipped;
     const struct CMUnitTest tests[] = {
