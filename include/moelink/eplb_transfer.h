@@ -34,7 +34,11 @@ enum moelink_eplb_hop {
 enum moelink_eplb_transfer_flags {
     /** An expert of the new map that nobody holds is no error: its slots keep what they have, count as lost, and are -1 in the final
      *  map. They are the caller's to load from elsewhere. */
-    MOELINK_EPLB_TRANSFER_F_SKIP_LOST = 1
+    MOELINK_EPLB_TRANSFER_F_SKIP_LOST = 1,
+    /** For transfers of a batch that begin before the batch before it has ended: a batch uses half of the staging, rounded down, and
+     *  none of the places that the batch before it uses, so plans are as long as for K / 2. The transfers of a batch may then begin when
+     *  the last batch but one is done, unless one of them takes from a slot that the last one fills. With K = 1 it changes nothing. */
+    MOELINK_EPLB_TRANSFER_F_OVERLAP = 2
 };
 
 /** What is to be planned. Start from MOELINK_EPLB_TRANSFER_PARAMS_INIT.
@@ -99,8 +103,10 @@ typedef struct moelink_eplb_transfer_summary {
     int32_t rounds;
     int32_t least_rounds;   /**< sum over layers of the most that one rank receives in each: no plan, layer after layer, has fewer */
     int32_t changed_layers; /**< layers whose maps differ */
-    int32_t staging;        /**< most experts that a rank stages at once: at most params.staging */
+    int32_t staging;        /**< staging places that some rank needs: at most params.staging */
     int32_t open_batches;   /**< batches at whose end experts of rings too long for the staging are only there; more staging has less */
+    int32_t early_batches;  /**< with OVERLAP, those whose transfers may begin before the last batch is done */
+    int32_t reserved;
     int64_t move_count;
     int64_t lost;           /**< slots whose expert nobody holds */
     int64_t copies[4];
@@ -108,7 +114,7 @@ typedef struct moelink_eplb_transfer_summary {
     uint64_t time_ns;       /**< [ns] of all rounds, each as long as its slowest transfer, by the rates; 0 without expert_bytes */
 } moelink_eplb_transfer_summary;
 #define MOELINK_EPLB_TRANSFER_SUMMARY_INIT \
-    {(uint32_t)sizeof(moelink_eplb_transfer_summary), 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0, 0}, {0u, 0u, 0u, 0u}, 0u}
+    {(uint32_t)sizeof(moelink_eplb_transfer_summary), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {0, 0, 0, 0}, {0u, 0u, 0u, 0u}, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_transfer_summary_init(moelink_eplb_transfer_summary *summary);
 

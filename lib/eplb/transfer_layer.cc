@@ -7,6 +7,9 @@
 // staged (a *hold*) until its slot has been read; the reader's transfer may become the next hold, and so on round the ring. Nobody else
 // needs what a ring's slots hold, so holds cannot wait for each other crosswise; and at most one rank may end a batch with all of
 // its staging held, so the reader of what blocks that rank always has a place.
+//
+// With overlap all this is said of half of the staging, and a place that a batch has emptied rests for one batch: the next one's
+// experts may come while it is still read.
 #include "eplb/transfer_layer.hpp"
 
 #include "base/error.hpp"
@@ -43,10 +46,13 @@ public:
         : topology_(task.topology),
           layer_(task.layer),
           staging_(task.staging),
-          places_(std::min(task.staging, task.topology.rank_slots)),
+          overlap_(task.overlap),
+          places_(std::min(overlap_ ? task.staging / 2 : task.staging, task.topology.rank_slots)),
+          numbers_(overlap_ ? 2 * places_ : places_),
           slots_(task.topology, task.experts, task.old_map, task.new_map, find_lost(task)),
           staged_(task.old_map.size(), -1),
-          used_(size_t(task.topology.ranks) * size_t(places_), 0),
+          recent_(task.old_map.size(), 0),
+          use_(size_t(task.topology.ranks) * size_t(numbers_), Use::none),
           received_(size_t(task.topology.ranks), 0),
           sent_(received_),
           all_sent_(received_),
@@ -67,6 +73,12 @@ public:
     }
 
 private:
+    enum class Use : uint8_t {
+        none,
+        resting,  // emptied by the last batch, of plans with overlap
+        taken     // in this batch, or held
+    };
+
     void batch() {
         size_t before = result_.moves.size();
         for (int i = 0; i < topology_.rank_slots; ++i) {
@@ -148,19 +160,35 @@ private:
         return best;
     }
 
+    // Of equals, what the last batch has filled would have this one wait for it.
     bool sent_less(int a, int b) const {
         size_t x = size_t(topology_.rank_of(a)), y = size_t(topology_.rank_of(b));
-        return sent_[x] != sent_[y] ? sent_[x] < sent_[y] : all_sent_[x] < all_sent_[y];
+        if (sent_[x] != sent_[y]) return sent_[x] < sent_[y];
+        if (overlap_ && recent_[size_t(a)] != recent_[size_t(b)]) return recent_[size_t(b)] != 0;
+        return all_sent_[x] < all_sent_[y];
+    }
+
+    Use &use(size_t rank, int place) { return use_[rank * size_t(numbers_) + size_t(place)]; }
+
+    // The lowest place in that use, or -1.
+    int find_place(size_t rank, Use wanted) {
+        for (int place = 0; place < numbers_; ++place) {
+            if (use(rank, place) == wanted && !(wanted == Use::taken && is_held(int(rank), place))) return place;
+        }
+        return -1;
+    }
+
+    void take(size_t rank, int place) {
+        use(rank, place) = Use::taken;
+        ++received_[rank];
     }
 
     void receive(int from, int to) {
         size_t sender = size_t(topology_.rank_of(from)), receiver = size_t(topology_.rank_of(to));
         ++sent_[sender], ++all_sent_[sender];
-        ++received_[receiver], ++all_received_[receiver];
-        int place = 0;
-        while (used_[receiver * size_t(places_) + size_t(place)]) ++place;
-        used_[receiver * size_t(places_) + size_t(place)] = 1;
-        result_.staging = std::max(result_.staging, place + 1);
+        ++all_received_[receiver];
+        int place = find_place(receiver, Use::none);
+        take(receiver, place);
         staged_[size_t(to)] = place;
         moelink_eplb_move move = {};
         move.kind = MOELINK_EPLB_MOVE_TRANSFER;
@@ -257,17 +285,15 @@ private:
     // A ring within one rank needs one place, after the batch's commits.
     bool turn_local(const std::vector<int> &ring) {
         size_t rank = size_t(topology_.rank_of(ring[0]));
-        int place = 0;
-        while (place < places_ && is_held(int(rank), place)) ++place;
-        if (place == places_) return false;
+        if (holds_[rank] >= places_) return false;
+        int place = find_place(rank, Use::taken);  // that is empty again by then
+        const bool fresh = place < 0;
+        if (fresh) place = find_place(rank, Use::none);
         int last = ring.back();
         int32_t number = int32_t(int(rank) * staging_ + place);
-        uint8_t &used = used_[rank * size_t(places_) + size_t(place)];
-        if (!used) {
-            used = 1;
-            ++received_[rank];
+        if (fresh) {
+            take(rank, place);
             emptied_.push_back(number);
-            result_.staging = std::max(result_.staging, place + 1);
         }
         add(MOELINK_EPLB_MOVE_SAVE, ring[0], number, last);
         for (size_t i = 0; i + 1 < ring.size(); ++i) {
@@ -305,11 +331,17 @@ private:
     void finish_batch() {
         std::vector<int> rounds = colour_rounds(ends_, topology_.ranks);
         LayerMoves::Batch batch;
+        batch.early = overlap_ && std::none_of(transfers_.begin(), transfers_.end(),
+                                               [&](const moelink_eplb_move &move) { return recent_[size_t(move.from)] != 0; });
         for (size_t i = 0; i < transfers_.size(); ++i) {
             transfers_[i].round = rounds[i];
             batch.rounds = std::max(batch.rounds, rounds[i] + 1);
         }
         std::stable_sort(transfers_.begin(), transfers_.end(), [](const auto &a, const auto &b) { return a.round < b.round; });
+        std::fill(recent_.begin(), recent_.end(), uint8_t{0});
+        for (const moelink_eplb_move &move : local_) {
+            if (move.kind != MOELINK_EPLB_MOVE_SAVE) recent_[size_t(move.to)] = 1;
+        }
         for (auto *moves : {&transfers_, &local_}) {
             for (moelink_eplb_move &move : *moves) {
                 move.batch = int32_t(result_.batches.size());
@@ -321,7 +353,8 @@ private:
         batch.whole = hold_count_ == 0;
         result_.batches.push_back(batch);
 
-        for (int number : emptied_) used_[size_t(number / staging_) * size_t(places_) + size_t(number % staging_)] = 0;
+        std::replace(use_.begin(), use_.end(), Use::resting, Use::none);
+        for (int number : emptied_) use(size_t(number / staging_), number % staging_) = overlap_ ? Use::resting : Use::none;
         emptied_.clear();
         ends_.clear();
         slots_.end_batch();
@@ -333,11 +366,14 @@ private:
 
     const Topology &topology_;
     int layer_;
-    int staging_;  // numbers staging places
-    int places_;   // of them in use: more than a rank has slots are never needed
+    int staging_;   // numbers staging places
+    bool overlap_;
+    int places_;    // that a batch may use: more than a rank has slots are never needed
+    int numbers_;   // of them all
     TransferSlots slots_;
     std::vector<int> staged_;            // [slots] the staging place with what the slot is to get, or -1
-    std::vector<uint8_t> used_;          // [ranks, places]
+    std::vector<uint8_t> recent_;        // [slots] filled by the last batch
+    std::vector<Use> use_;               // [ranks, numbers_] of staging places
     std::vector<int> received_, sent_;   // [ranks] transfers of this batch
     std::vector<int> all_sent_, all_received_;
     std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last

@@ -4,6 +4,7 @@
 #include "eplb/transfer_layer.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace moelink::eplb {
@@ -29,20 +30,24 @@ public:
     void add(int layer, LayerMoves &&moves) {
         plan_.final_map.insert(plan_.final_map.end(), moves.final_map.begin(), moves.final_map.end());
         plan_.summary.least_rounds += moves.most_received;
-        plan_.summary.staging = std::max(plan_.summary.staging, moves.staging);
         plan_.summary.lost += moves.lost;
         auto before = layer_of(task_.old_map, task_.shape, layer);
         if (std::equal(before.begin(), before.end(), moves.final_map.begin())) return;
         ++plan_.summary.changed_layers;
         // Slots that only become empty need a batch to do so in.
-        if (moves.batches.empty()) moves.batches.push_back({0, 0, true});
+        if (moves.batches.empty()) moves.batches.push_back({0, 0, true, task_.overlap()});
+        if (task_.overlap()) keep_apart(moves);
         int64_t begin = 0;
         for (const LayerMoves::Batch &batch : moves.batches) {
             for (int64_t i = begin; i < batch.end; ++i) add_move(layer, moves.moves[size_t(i)]);
             plan_.summary.rounds += batch.rounds;
             pending_ns_ += batch_ns(layer, {moves.moves.data() + begin, size_t(batch.end - begin)}, batch.rounds);
             int64_t start = plan_.batches.empty() ? 0 : plan_.batches.back().end;
-            plan_.batches.push_back({layer, 0, start, int64_t(plan_.moves.size()), &batch == &moves.batches.back(), batch.whole, false});
+            const bool early = batch.early && !plan_.batches.empty();
+            plan_.batches.push_back(
+                {layer, 0, start, int64_t(plan_.moves.size()), &batch == &moves.batches.back(), batch.whole, early, false});
+            const bool transfers = begin < batch.end && moves.moves[size_t(begin)].kind == MOELINK_EPLB_MOVE_TRANSFER;
+            plan_.summary.early_batches += early && transfers;
             begin = batch.end;
             if (batch.whole) {
                 settle();
@@ -73,7 +78,36 @@ public:
     }
 
 private:
+    // The staging place that a move uses, or NULL.
+    static int32_t *place_of(moelink_eplb_move &move) {
+        if (move.kind == MOELINK_EPLB_MOVE_COMMIT) return &move.from;
+        return move.kind == MOELINK_EPLB_MOVE_COPY ? nullptr : &move.to;
+    }
+
+    // Renumbers a layer's places so that its first batch, which uses the lowest ones, uses none of the last batch's so far.
+    void keep_apart(LayerMoves &moves) {
+        if (plan_.batches.empty()) return;
+        const auto staging = size_t(task_.params.staging);
+        std::vector<uint8_t> last(size_t(task_.shape.ranks) * staging, 0);
+        for (int64_t i = plan_.batches.back().begin; i < plan_.batches.back().end; ++i) {
+            if (const int32_t *place = place_of(plan_.moves[size_t(i)])) last[size_t(*place)] = 1;
+        }
+        std::vector<int32_t> to(last.size());
+        for (size_t first = 0; first < to.size(); first += staging) {
+            std::vector<int32_t> order(staging);
+            std::iota(order.begin(), order.end(), int32_t(first));
+            std::stable_partition(order.begin(), order.end(), [&](int32_t place) { return last[size_t(place)] == 0; });
+            std::copy(order.begin(), order.end(), to.begin() + ptrdiff_t(first));
+        }
+        for (moelink_eplb_move &move : moves.moves) {
+            if (int32_t *place = place_of(move)) *place = to[size_t(*place)];
+        }
+    }
+
     void add_move(int layer, moelink_eplb_move move) {
+        if (const int32_t *place = place_of(move)) {
+            plan_.summary.staging = std::max(plan_.summary.staging, *place % task_.params.staging + 1);
+        }
         int hop = MOELINK_EPLB_HOP_RANK;
         uint64_t bytes = task_.bytes(layer);
         if (move.kind == MOELINK_EPLB_MOVE_TRANSFER) {
@@ -143,7 +177,7 @@ TransferPlan plan_transfer(const TransferTask &task) {
     std::vector<LayerMoves> layers(static_cast<size_t>(task.shape.layers));
     bool skip_lost = (task.params.flags & MOELINK_EPLB_TRANSFER_F_SKIP_LOST) != 0;
     for_each_layer(task.shape.layers, task.shape.threads, [&](int layer) {
-        layers[size_t(layer)] = move_layer({task.topology, task.params.staging, task.shape.experts, layer, skip_lost,
+        layers[size_t(layer)] = move_layer({task.topology, task.params.staging, task.shape.experts, layer, skip_lost, task.overlap(),
                                             layer_of(task.old_map, task.shape, layer), layer_of(task.new_map, task.shape, layer)});
     });
     Joiner joiner(task);

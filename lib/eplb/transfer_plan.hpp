@@ -18,6 +18,7 @@ struct TransferTask {
     std::vector<int32_t> old_map, new_map;  // [layers, slots]
     std::vector<uint64_t> expert_bytes;     // [layers]; empty: not counted
 
+    bool overlap() const { return (params.flags & MOELINK_EPLB_TRANSFER_F_OVERLAP) != 0 && params.staging > 1; }
     uint64_t bytes(int layer) const { return expert_bytes.empty() ? 0 : expert_bytes[size_t(layer)]; }
 };
 
@@ -31,6 +32,7 @@ struct TransferPlan {
         int64_t end = 0;
         bool last = false;     // of its layer
         bool whole = false;    // nothing is staged when it ends
+        bool early = false;    // its transfers may begin before the local moves of the batch before it
         bool step_end = false;
     };
     Shape shape;

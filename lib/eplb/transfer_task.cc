@@ -126,7 +126,7 @@ TransferTask read_transfer(const moelink_eplb_shape *given, const moelink_eplb_t
     TransferTask task;
     task.shape = read_shape(given);
     task.params = read_params(params, defaults, "params");
-    if ((task.params.flags & ~uint32_t{MOELINK_EPLB_TRANSFER_F_SKIP_LOST}) != 0) {
+    if ((task.params.flags & ~uint32_t{MOELINK_EPLB_TRANSFER_F_SKIP_LOST | MOELINK_EPLB_TRANSFER_F_OVERLAP}) != 0) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "params.flags has {:#x}, of which not all is known", task.params.flags);
     }
     if (task.params.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.reserved is {}; it must be 0", task.params.reserved);

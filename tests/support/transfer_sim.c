@@ -15,6 +15,7 @@ typedef struct simulation {
     int32_t *now, *start;    /* [layers, slots], and as it was when the batch began */
     int32_t *staged;         /* [ranks * staging] */
     int32_t *staged_count;   /* [ranks] */
+    int32_t *ahead;          /* [ranks] of these, for a batch that has not begun */
     uint8_t *written;        /* [layers, slots] */
     int32_t *map;            /* of a step */
     uint64_t *sent, *received; /* [ranks] [bytes] of a step */
@@ -137,14 +138,18 @@ static void write_slot(simulation *sim, const moelink_eplb_move *move) {
     sim->now[slot] = move->expert;
 }
 
-static void make_transfer(simulation *sim, const moelink_eplb_move *move, int64_t copies[4]) {
+static void make_transfer(simulation *sim, const moelink_eplb_move *move, int early, int64_t copies[4]) {
     int from = move->from / sim->rank_slots, to = move->to / sim->params->staging;
     int64_t base = (int64_t)move->layer * sim->shape->slots;
     if (from == to) broken(sim, move, "a transfer within a rank");
     if (sim->start[base + move->from] != move->expert) broken(sim, move, "the source does not hold the expert");
     if (on_rank(sim, sim->before + base, to, move->expert)) broken(sim, move, "the rank had the expert");
     if (!on_rank(sim, sim->after + base, to, move->expert)) broken(sim, move, "the rank does not need the expert");
-    put_staged(sim, move);
+    if (early) {
+        --sim->ahead[to];
+    } else {
+        put_staged(sim, move);
+    }
     ++copies[hop_of(sim, from, to)];
     sim->sent[from] += bytes_of(sim, move->layer);
     sim->received[to] += bytes_of(sim, move->layer);
@@ -172,9 +177,32 @@ static void make_local(simulation *sim, const moelink_eplb_move *move, int64_t c
     }
 }
 
+/* With OVERLAP: the transfers of the batch that begins here may begin before the batch before it is done. */
+static int is_early(const moelink_eplb_move *moves, int64_t first, int64_t count) {
+    if (moves[first].kind != MOELINK_EPLB_MOVE_TRANSFER || moves[first].batch == 0) return 0;
+    for (int64_t i = first; i < count && moves[i].batch == moves[first].batch && moves[i].kind == MOELINK_EPLB_MOVE_TRANSFER; ++i) {
+        for (int64_t j = first - 1; j >= 0 && moves[j].batch == moves[first].batch - 1; --j) {
+            int fills = moves[j].kind == MOELINK_EPLB_MOVE_COPY || moves[j].kind == MOELINK_EPLB_MOVE_COMMIT;
+            if (fills && moves[j].layer == moves[i].layer && moves[j].to == moves[i].from) return 0;
+        }
+    }
+    return 1;
+}
+
+/* The next batch's transfers, before this one's local moves: they read what is there now and are staged beside what is. */
+static void begin_early(simulation *sim, const moelink_eplb_move *moves, int64_t first) {
+    for (int64_t i = first; i < sim->summary.move_count && moves[i].batch == moves[first].batch; ++i) {
+        const moelink_eplb_move *move = &moves[i];
+        if (move->kind != MOELINK_EPLB_MOVE_TRANSFER) return;
+        if (sim->now[(int64_t)move->layer * sim->shape->slots + move->from] != move->expert) broken(sim, move, "the source does not hold the expert yet");
+        put_staged(sim, move);
+        ++sim->ahead[move->to / sim->params->staging];
+    }
+}
+
 static int nothing_staged(const simulation *sim) {
     for (int rank = 0; rank < sim->shape->ranks; ++rank) {
-        if (sim->staged_count[rank] != 0) return 0;
+        if (sim->staged_count[rank] != sim->ahead[rank]) return 0;
     }
     return 1;
 }
@@ -208,7 +236,10 @@ static void run(simulation *sim, const moelink_eplb_move *moves) {
     int64_t copies[MOELINK_EPLB_HOPS] = {0};
     int *sends = zeroed((size_t)shape->ranks, sizeof *sends), *receives = zeroed((size_t)shape->ranks, sizeof *receives);
     uint8_t *arrived = zeroed((size_t)shape->ranks * (size_t)shape->experts, 1);
-    int batch = -1, round = -1, batch_start = 0, layer = -1, parts = 0, open_batches = 0;
+    int batch = -1, round = -1, batch_start = 0, layer = -1, parts = 0, open_batches = 0, early_batches = 0;
+    int overlap = (sim->params->flags & MOELINK_EPLB_TRANSFER_F_OVERLAP) != 0 && sim->params->staging > 1;
+    int places = overlap ? sim->params->staging / 2 : sim->params->staging;
+    int early = 0, begun = -1; /* whether this batch's transfers were begun before it; the batch that was last begun so */
     check_step(sim, 0);
     int step = 0;
     for (int64_t i = 0; i <= sim->summary.move_count; ++i) {
@@ -218,6 +249,8 @@ static void run(simulation *sim, const moelink_eplb_move *moves) {
             if (!nothing_staged(sim)) ++open_batches;
             if (move != NULL && move->batch < batch) broken(sim, move, "batches out of order");
             batch = move == NULL ? batch : move->batch;
+            early = batch == begun;
+            early_batches += move != NULL && overlap && is_early(moves, i, sim->summary.move_count);
             memcpy(sim->start, sim->now, sizeof *sim->now * (size_t)shape->layers * (size_t)shape->slots);
             batch_start = round + 1;
         }
@@ -236,6 +269,14 @@ static void run(simulation *sim, const moelink_eplb_move *moves) {
         layer = move->layer;
         if (move->kind != MOELINK_EPLB_MOVE_TRANSFER) {
             if (move->round != -1) broken(sim, move, "a local move has a round");
+            if (overlap && (i == 0 || moves[i - 1].batch != batch || moves[i - 1].kind == MOELINK_EPLB_MOVE_TRANSFER)) {
+                int64_t next = i;
+                while (next < sim->summary.move_count && moves[next].batch == batch) ++next;
+                if (next < sim->summary.move_count && moves[next].batch == batch + 1 && is_early(moves, next, sim->summary.move_count)) {
+                    begin_early(sim, moves, next);
+                    begun = batch + 1;
+                }
+            }
             make_local(sim, move, copies);
             continue;
         }
@@ -245,13 +286,14 @@ static void run(simulation *sim, const moelink_eplb_move *moves) {
             memset(sends, 0, sizeof *sends * (size_t)shape->ranks);
             memset(receives, 0, sizeof *receives * (size_t)shape->ranks);
         }
-        if (round - batch_start >= sim->params->staging) broken(sim, move, "more rounds in a batch than staging places");
+        if (round - batch_start >= places) broken(sim, move, "more rounds in a batch than staging places");
         int to = move->to / sim->params->staging;
         if (sends[move->from / sim->rank_slots]++ || receives[to]++) broken(sim, move, "a rank has two transfers in a round");
         if (arrived[(size_t)to * (size_t)shape->experts + (size_t)move->expert]++) broken(sim, move, "the rank receives the expert twice");
-        make_transfer(sim, move, copies);
+        make_transfer(sim, move, early, copies);
     }
     if (round + 1 != sim->summary.rounds) broken(sim, NULL, "%d rounds, not %d", round + 1, sim->summary.rounds);
+    if (early_batches != sim->summary.early_batches) broken(sim, NULL, "%d batches may begin early", early_batches);
     if (open_batches != sim->summary.open_batches) broken(sim, NULL, "%d batches are open at their end", open_batches);
     if (!same_copies(copies, sim->summary.copies)) broken(sim, NULL, "copies are not those of the summary");
     free(sends);
@@ -290,7 +332,8 @@ static void check_counts(simulation *sim) {
     if (sim->summary.changed_layers != changed) broken(sim, NULL, "%lld layers change", (long long)changed);
     if (sim->summary.least_rounds != least) broken(sim, NULL, "at least %lld rounds are needed", (long long)least);
     if (sim->summary.staging > sim->params->staging) broken(sim, NULL, "the staging is too small");
-    if (sim->params->staging >= sim->rank_slots && sim->summary.open_batches > 0) broken(sim, NULL, "a ring is open without need");
+    int overlap = (sim->params->flags & MOELINK_EPLB_TRANSFER_F_OVERLAP) != 0 && sim->params->staging > 1;
+    if ((overlap ? sim->params->staging / 2 : sim->params->staging) >= sim->rank_slots && sim->summary.open_batches > 0) broken(sim, NULL, "a ring is open without need");
 }
 
 void expect_good_transfer(const moelink_eplb_shape *shape, const moelink_eplb_transfer_params *params, moelink_eplb_transfer_summary *out) {
@@ -306,6 +349,7 @@ void expect_good_transfer(const moelink_eplb_shape *shape, const moelink_eplb_tr
     sim.written = zeroed(all, 1);
     sim.staged = zeroed(ranks * (size_t)params->staging, sizeof *sim.staged);
     sim.staged_count = zeroed(ranks, sizeof *sim.staged_count);
+    sim.ahead = zeroed(ranks, sizeof *sim.ahead);
     sim.sent = zeroed(ranks, sizeof *sim.sent);
     sim.received = zeroed(ranks, sizeof *sim.received);
     acting_map(shape, params, 1, sim.before);
@@ -322,6 +366,6 @@ void expect_good_transfer(const moelink_eplb_shape *shape, const moelink_eplb_tr
     run(&sim, moves);
     if (out != NULL) *out = sim.summary;
     moelink_eplb_transfer_destroy(transfer);
-    void *all_memory[] = {sim.before, sim.after, sim.now, sim.start, sim.map, sim.written, sim.staged, sim.staged_count, sim.sent, sim.received};
+    void *all_memory[] = {sim.before, sim.after, sim.now, sim.start, sim.map, sim.written, sim.staged, sim.staged_count, sim.ahead, sim.sent, sim.received};
     for (size_t i = 0; i < sizeof all_memory / sizeof *all_memory; ++i) free(all_memory[i]);
 }

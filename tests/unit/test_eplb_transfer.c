@@ -31,6 +31,12 @@ static moelink_eplb_transfer_params maps(const int32_t *before, const int32_t *a
     return params;
 }
 
+/* As much staging for a batch, and batches that overlap. */
+static void overlap(moelink_eplb_transfer_params *params) {
+    params->flags |= MOELINK_EPLB_TRANSFER_F_OVERLAP;
+    params->staging *= 2;
+}
+
 /* The digits of number to this base, less one: all maps of a few slots. */
 static void digits(int number, int base, int count, int32_t *out) {
     for (int i = 0; i < count; ++i, number /= base) out[i] = number % base - 1;
@@ -61,6 +67,8 @@ static void test_all_small(void **state) {
                     if (nodes == 2) params.rank_gpu = gpus;
                     params.flags = MOELINK_EPLB_TRANSFER_F_SKIP_LOST;
                     expect_good_transfer(&shape, &params, NULL);
+                    overlap(&params);
+                    expect_good_transfer(&shape, &params, NULL);
                 }
             }
         }
@@ -74,6 +82,7 @@ static void permute(int32_t *map, int left, const int32_t *before, int *count) {
         moelink_eplb_shape shape = one_thread(1, 8, 8, 4, 1 + *count % 2);
         moelink_eplb_transfer_params params = maps(before, map, 1 + *count / 2 % 2);
         if (*count % 3 == 0) params.rank_gpu = gpus;
+        if (*count % 5 < 2) overlap(&params);
         expect_good_transfer(&shape, &params, NULL);
         ++*count;
         return;
@@ -213,6 +222,7 @@ static void test_random(void **state) {
         if (random_chance(&seed, 50)) params.rank_gpu = gpus;
         if (random_chance(&seed, 50)) params.expert_bytes = bytes;
         if (params.expert_bytes != NULL && random_chance(&seed, 70)) params.step_bytes = (uint64_t)random_range(&seed, 1, 5000);
+        if (random_chance(&seed, 40)) params.flags = MOELINK_EPLB_TRANSFER_F_OVERLAP;
         expect_good_transfer(&shape, &params, NULL);
     }
 }
@@ -231,6 +241,7 @@ static void test_published_matrix(void **state) {
                 random_map(&seed, sizes[i][3], slots, 0, 0, after + layer * slots);
             }
             moelink_eplb_transfer_params params = maps(before, after, 1 + turn % 8);
+            if (turn % 3 == 0) overlap(&params);
             expect_good_transfer(&shape, &params, NULL);
         }
     }
@@ -263,6 +274,7 @@ static void test_rank_mapping(void **state) {
         params.new_ranks = new_ranks;
         params.rank_mapping = mapping;
         params.flags = MOELINK_EPLB_TRANSFER_F_SKIP_LOST;
+        if (turn % 2 == 0) overlap(&params);
         expect_good_transfer(&shape, &params, NULL);
     }
 }
@@ -386,6 +398,11 @@ static void test_model_sizes(void **state) {
             print_message("%d experts, %d slots, %d ranks, staging %d: %d rounds in %d batches, least %d\n", shape.experts, shape.slots,
                           shape.ranks, staging, summary.rounds, summary.batches, summary.least_rounds);
             assert_true(summary.rounds <= 3 * summary.least_rounds);
+            overlap(&params);
+            expect_good_transfer(&shape, &params, &summary);
+            print_message("  overlapping, staging %d: %d rounds in %d batches, %d of them early\n", params.staging, summary.rounds,
+                          summary.batches, summary.early_batches);
+            assert_true(4 * summary.early_batches > summary.batches || summary.batches < 16);
         }
     }
 }
@@ -421,8 +438,8 @@ static void test_refusals(void **state) {
     refused(&shape, &params, "old_map has 2 in layer 0, slot 2");
     shape = good, params.staging = 0;
     refused(&shape, &params, "params.staging is 0");
-    params = all, params.flags = 2;
-    refused(&shape, &params, "params.flags has 0x2");
+    params = all, params.flags = 4;
+    refused(&shape, &params, "params.flags has 0x4");
     params = all, params.reserved = 1;
     refused(&shape, &params, "params.reserved is 1");
     params = all, params.struct_size = 0;
@@ -479,6 +496,7 @@ static void test_threads(void **state) {
         random_map(&seed, 48, 64, 10, 30, after + layer * 64);
     }
     moelink_eplb_transfer_params params = maps(before, after, 3);
+    params.flags = MOELINK_EPLB_TRANSFER_F_OVERLAP;
     moelink_eplb_transfer *plans[2];
     moelink_eplb_transfer_summary summaries[2] = {MOELINK_EPLB_TRANSFER_SUMMARY_INIT, MOELINK_EPLB_TRANSFER_SUMMARY_INIT};
     const moelink_eplb_move *moves[2];
