@@ -22,6 +22,14 @@ enum moelink_eplb_rearrange_flags {
     MOELINK_EPLB_REARRANGE_F_ROUNDS = 4
 };
 
+/** Whether a batch's transfers begin before the batch before it has ended, so that the link is in use while ranks agree and fill their
+ *  slots. A batch is then half as large (MOELINK_EPLB_TRANSFER_F_OVERLAP). */
+enum moelink_eplb_overlap {
+    MOELINK_EPLB_OVERLAP_AUTO = 0,  /**< where K experts of the largest layer have 64 MiB or more, and it is possible */
+    MOELINK_EPLB_OVERLAP_NEVER = 1,
+    MOELINK_EPLB_OVERLAP_ALWAYS = 2 /**< wherever it is possible: not with K = 1, nor ROUNDS, nor the NCCL kinds, whose ranks act together */
+};
+
 /** What is to be moved; the same on every rank but for `committed` and `user`. Start from MOELINK_EPLB_REARRANGE_PARAMS_INIT. */
 typedef struct moelink_eplb_rearrange_params {
     uint32_t struct_size;
@@ -36,7 +44,7 @@ typedef struct moelink_eplb_rearrange_params {
     int32_t old_ranks;           /**< 0: shape.ranks */
     int32_t new_ranks;           /**< 0: shape.ranks */
     int32_t staging;             /**< K, experts that a rank may stage: at most the communicator's staging_experts; 0: as many */
-    uint32_t reserved;           /**< 0 */
+    uint32_t overlap;            /**< MOELINK_EPLB_OVERLAP_* */
     int64_t position;            /**< where to go on: 0, or what the result of the last call with these params said */
     uint64_t step_bytes;         /**< [bytes] most that a rank may receive, or send, in this call; 0: no cap */
     uint64_t step_ns;            /**< [ns] after that long on any rank no further batch begins, on all of them; 0: no cap */
@@ -55,7 +63,7 @@ MOELINK_API void moelink_eplb_rearrange_params_init(moelink_eplb_rearrange_param
 /** What was moved in a call. Start from MOELINK_EPLB_REARRANGE_RESULT_INIT. Counts are this rank's, but for those of all batches. */
 typedef struct moelink_eplb_rearrange_result {
     uint32_t struct_size;
-    uint32_t reserved;
+    uint32_t overlapped;       /**< batches of this call whose transfers began before the batch before them had ended */
     int32_t *map;              /**< in: NULL, or the caller's [layers, shape.slots], filled with the map in force, as the ranks act */
     int64_t position;          /**< batches done since the beginning */
     int64_t batches;           /**< of all; done when position is as much */

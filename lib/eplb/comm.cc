@@ -50,8 +50,7 @@ void Comm::open(const moelink_eplb_comm_params *given) {
     params_ = params;
     generation_ = choice.generation;
     reason_ = std::move(choice.why);
-    memory_ = std::make_unique<RoundMemory>();
-    memory_->wait_ns.assign(static_cast<size_t>(group_->size()), 0);
+    rounds_ = std::make_unique<Rounds>(group_->size());
     wait_ns_.resize(static_cast<size_t>(group_->size()), 0);
     poisoned_ = false;
     log(MOELINK_LOG_INFO, "rank {}: weight exchange {}", group_->rank(), reason_.substr(0, reason_.find('\n')));
@@ -69,7 +68,8 @@ void Comm::cleanup() {
     staging_ = {};
     staging_bytes_ = 0;
     group_ = {};
-    memory_.reset();
+    rounds_.reset();
+    overlapped_.reset();
     row_ = nullptr;
     poisoned_ = false;
 }
@@ -243,35 +243,78 @@ void Comm::clear_queues() noexcept {
     staged_ = 0;
 }
 
+struct Comm::Flight {
+    Round round;
+    std::vector<Strips> destinations;
+    std::unique_ptr<Exchange> exchange;
+};
+
 void Comm::execute() {
+    launch(stream_);
+    finish();
+}
+
+void Comm::start() {
+    if (!overlapped_) overlapped_ = std::make_unique<Stream>(device_);
+    launch(overlapped_->get());
+}
+
+void Comm::launch(moelink_stream stream) {
     const bool idle = sends_.empty() && receives_.empty();
     const Deadline deadline = Deadline::after_ns(params_.timeout_ns);
-    Round round{generation_ + 1, idle ? nullptr : layer_, std::move(sends_), std::move(receives_), stream_, deadline};
-    const std::vector<Strips> destinations = std::move(destinations_);
+    auto flight = std::make_unique<Flight>();
+    flight->round = Round{generation_ + 1, idle ? nullptr : layer_, std::move(sends_), std::move(receives_), stream_, stream, deadline};
+    flight->destinations = std::move(destinations_);
     clear_queues();
     require(Queue::may_hold, "execute");
     ++generation_;
-    Exchange exchange({*group_, device_, *backend_, *row_}, round, *memory_, context_,
-                      (params_.flags & MOELINK_EPLB_COMM_F_CHECKSUM) != 0);
+    flight->exchange = std::make_unique<Exchange>(Exchange::Place{*group_, device_, *backend_, *row_}, flight->round, *rounds_, context_,
+                                                  (params_.flags & MOELINK_EPLB_COMM_F_CHECKSUM) != 0);
+    flights_.push_back(std::move(flight));
+    flights_.back()->exchange->start(deadline);
+}
+
+void Comm::finish() {
+    const std::unique_ptr<Flight> flight = std::move(flights_.front());
+    flights_.pop_front();
+    const Round &round = flight->round;
     try {
-        exchange.run(deadline);
-    } catch (const Error &error) {
-        ++stats_.failed_rounds;
-        if (exchange.lost()) poison(error.text());
-        throw;
-    }
-    // From here on every rank has agreed: what fails now is this rank's device.
-    try {
-        for (size_t i = 0; i < round.receives.size(); ++i) {
-            if (!destinations[i].empty()) copy_strips(device_, destinations[i], round.receives[i].rows, stream_);
+        end(*flight);
+        // From here on every rank has agreed: what fails now is this rank's device.
+        try {
+            for (size_t i = 0; i < round.receives.size(); ++i) {
+                if (!flight->destinations[i].empty()) copy_strips(device_, flight->destinations[i], round.receives[i].rows, stream_);
+            }
+            device_.synchronize(stream_);
+        } catch (const Error &error) {
+            poison(error.text());
+            throw;
         }
-        device_.synchronize(stream_);
     } catch (const Error &error) {
-        poison(error.text());
+        call_off({error.status(), error.text()});
         throw;
     }
     count(round);
-    log(MOELINK_LOG_DEBUG, "round {}: rank {} is done", generation_, group_->rank());
+    log(MOELINK_LOG_DEBUG, "round {}: rank {} is done", round.generation, group_->rank());
+}
+
+void Comm::end(Flight &flight) {
+    try {
+        flight.exchange->finish(Deadline::after_ns(params_.timeout_ns));
+    } catch (const Error &error) {
+        ++stats_.failed_rounds;
+        if (flight.exchange->lost()) poison(error.text());
+        throw;
+    }
+}
+
+void Comm::call_off(const Outcome &why) {
+    while (!flights_.empty()) {
+        const std::unique_ptr<Flight> flight = std::move(flights_.front());
+        flights_.pop_front();
+        flight->exchange->call_off(why, poisoned_);
+        attempt([&] { end(*flight); });
+    }
 }
 
 void Comm::poison(const std::string &text) {
@@ -286,15 +329,15 @@ void Comm::count(const Round &round) {
     for (const Transfer &receive : round.receives) stats_.received_bytes[receive.link] += total_bytes(receive.rows);
 }
 
-// What the rounds' memory has counted becomes the communicator's.
+// What the rounds have counted becomes the communicator's.
 void Comm::take_counters() {
-    stats_.stale_messages += std::exchange(memory_->stale_messages, 0);
-    stats_.checked_experts += std::exchange(memory_->checked_experts, 0);
-    for (size_t rank = 0; rank < wait_ns_.size(); ++rank) wait_ns_[rank] += std::exchange(memory_->wait_ns[rank], 0);
+    stats_.stale_messages += std::exchange(rounds_->stale_messages, 0);
+    stats_.checked_experts += std::exchange(rounds_->checked_experts, 0);
+    for (size_t rank = 0; rank < wait_ns_.size(); ++rank) wait_ns_[rank] += std::exchange(rounds_->wait_ns[rank], 0);
 }
 
 void Comm::stats(moelink_eplb_comm_stats &out) {
-    if (memory_) take_counters();
+    if (rounds_) take_counters();
     if (out.wait_ns != nullptr) {
         if (out.wait_count < 0 || static_cast<size_t>(out.wait_count) < wait_ns_.size()) {
             fail(MOELINK_ERR_TOO_SMALL, "wait_ns has room for {} of {} ranks", out.wait_count, wait_ns_.size());

@@ -6,7 +6,7 @@
 
 #include <moelink/eplb_comm.h>
 
-#include <atomic>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,7 +15,7 @@
 
 namespace moelink::eplb {
 
-struct RoundMemory;
+class Rounds;
 
 // Where a received expert lands before the round is agreed on.
 enum class Landing {
@@ -38,6 +38,17 @@ public:
     void add_send(const moelink_rows *tensors, int32_t count, int32_t dst_rank, int32_t expert);
     void add_recv(const moelink_rows *tensors, int32_t count, int32_t src_rank, int32_t expert, Landing landing = Landing::as_configured);
     void execute();
+
+    // execute in two halves, so that a round's data move while the one before it ends: at most two are under way, and what a round
+    // sends and where it lands must not be touched by what follows the other. Not for kinds that act together.
+    //
+    // Local; what fails shows in finish. Rows must be stable once the communicator's stream has been waited for.
+    void start();
+    // Collective, for the oldest that is under way; after an error none is.
+    void finish();
+    // Collective where any is under way: those fail on all ranks, and when this returns nobody reads their rows any more.
+    void call_off(const Outcome &why);
+    bool can_overlap() const { return row_ != nullptr && !row_->together; }
 
     // For what is built on top. The group is the communicator's own and is there from init on; it is used by calls on the
     // communicator only. Throws INVALID_STATE when CREATED.
@@ -62,6 +73,7 @@ protected:
     ~Comm() override;
 
 private:
+    struct Flight;
     enum class Queue { may_hold, must_be_empty };
     void require(Queue queue, const char *what) const;  // throws INVALID_STATE
     void open(const moelink_eplb_comm_params *given);
@@ -71,6 +83,8 @@ private:
     Strips live_rows(int32_t expert) const;
     void clear_queues() noexcept;
     void poison(const std::string &text);
+    void launch(moelink_stream stream);
+    void end(Flight &flight);
     void count(const Round &round);
     void take_counters();
 
@@ -98,7 +112,9 @@ private:
     int32_t staged_ = 0;                // receives that land in staging
 
     uint64_t generation_ = 0;
-    std::unique_ptr<RoundMemory> memory_;
+    std::unique_ptr<Rounds> rounds_;
+    std::unique_ptr<Stream> overlapped_;  // of data that move while the caller's stream is used
+    std::deque<std::unique_ptr<Flight>> flights_;
     moelink_eplb_comm_stats stats_ = MOELINK_EPLB_COMM_STATS_INIT;
     std::vector<uint64_t> wait_ns_;
     bool poisoned_ = false;

@@ -42,13 +42,14 @@ struct Transfer {
     bool landed = false;
 };
 
-// What the round in progress is to a back end. Lives until the back end's end().
+// What a round is to a back end. Outlives its flight.
 struct Round {
     uint64_t generation = 0;
     const Layer *layer = nullptr;  // NULL: no transfers on this rank
     std::vector<Transfer> sends;   // by peer; those to one peer in the order of their items, by expert
     std::vector<Transfer> receives;
-    moelink_stream stream = nullptr;
+    moelink_stream after = nullptr;   // once this stream has been waited for, the rows of the sends are stable
+    moelink_stream stream = nullptr;  // experts move on this one
     Deadline deadline;  // of the data
 };
 
@@ -62,9 +63,25 @@ struct MessageHead {
 };
 static_assert(sizeof(MessageHead) == 32);
 
-// All calls come from the thread that is in a call on the communicator. Between begin and end: throwing an Error fails the round
-// on every rank; throwing LostRound (comm_round.hpp), or the status DEVICE, poisons the communicator on all of them too. After it
-// has thrown it may still be polled.
+// A round under way, as a back end moves it. All calls come from the thread that is in a call on the communicator. Throwing an Error
+// fails the round on every rank; throwing LostRound (comm_round.hpp), or the status DEVICE, poisons the communicator on all of them
+// too. After it has thrown it may still be polled. end() is called before it goes.
+class CommFlight {
+public:
+    virtual ~CommFlight() = default;
+    // This peer's rows are stable, and its list matches: receives from it have slot, code and item set. For kinds that act
+    // together it comes for all peers, after every rank has said that it goes on.
+    virtual void ready(int peer) = 0;
+    virtual void on_message(int from, const MessageHead &, const Payload &) { (void)from; }
+    // Starts and ends copies; sets landed and, of receives from other ranks, link. Also called while this rank waits for the others'
+    // outcome, since peers may still want its rows.
+    virtual Busy poll() = 0;
+    // This rank wants nothing more in this round; peers may still want its rows.
+    virtual void give_up() noexcept {}
+    // The round is over, agreed or not: nothing that it started still touches rows or landings. Throws only DEVICE.
+    virtual void end(bool agreed) = 0;
+};
+
 class CommBackend {
 public:
     virtual ~CommBackend() = default;
@@ -73,19 +90,8 @@ public:
     // Local, after add_layer has succeeded on all ranks.
     virtual void keep_layer(const Layer &) noexcept {}
 
-    // Local. The rows of this rank's sends are stable from here until end().
-    virtual void begin(Round &round) = 0;
-    // This peer's rows are stable, and its list matches: receives from it have slot, code and item set. For kinds that act
-    // together it comes for all peers, after every rank has said that it goes on.
-    virtual void ready(int peer) = 0;
-    virtual void on_message(int from, const MessageHead &, const Payload &) { (void)from; }
-    // Starts and ends copies; sets landed and, of receives from other ranks, link. True when it wants to be called again soon.
-    // Also called while this rank waits for the others' outcome, since peers may still want its rows.
-    virtual bool poll() = 0;
-    // This rank wants nothing more in this round; peers may still want its rows.
-    virtual void give_up() noexcept {}
-    // The round is over, agreed or not: nothing that it started still touches rows or landings. Throws only DEVICE.
-    virtual void end(bool agreed) = 0;
+    // Local. The rows of this rank's sends are stable from here until the flight's end. Throws as a flight does.
+    virtual std::unique_ptr<CommFlight> begin(Round &round) = 0;
 
     virtual uint64_t host_bytes() const { return 0; }
     // Peers whose live rows are read and staged, and a line a reason.
@@ -105,7 +111,7 @@ struct CommKind {
     const char *name;
     const char *legacy;  // vLLM's names, one blank between them; "" for none
     const char *what;    // one line: what it is and needs
-    bool together;       // all ranks must have said that they go on before any of them moves data
+    bool together;       // all ranks must have said that they go on before any of them moves data; one round at a time
     bool reserves;       // moelink_eplb_comm_needs_reservation
     // OK, or why not on this machine.
     moelink_status (*available)(int32_t device, std::string *why);

@@ -9,17 +9,98 @@ namespace moelink::eplb {
 
 namespace {
 
+// Where a layer's rows are, by rank.
+struct Looked {
+    std::vector<Reached> reached;
+    UcxLayer ucx;
+};
+
+// layer: where the round's rows are; NULL for a round without transfers on this rank. ucx: NULL where nobody is read over it.
+class ReadFlight final : public CommFlight {
+public:
+    ReadFlight(PullRoom &room, UcxWorker *ucx, const Looked *looked, Round &round)
+        : device_(room.device), looked_(looked), round_(round), pull_(room, round) {
+        if (ucx != nullptr) ucx_reads_ = std::make_unique<UcxReads>(*ucx, room.chunk_bytes);
+    }
+
+    void ready(int peer) override {
+        for (Transfer &receive : round_.receives) {
+            if (receive.peer != peer) continue;
+            const auto from = static_cast<size_t>(peer);
+            if (receive.slot >= round_.layer->rank_slots[from]) {
+                fail(MOELINK_ERR_PROTOCOL, "rank {} offers slot {} and has {}", peer, receive.slot, round_.layer->rank_slots[from]);
+            }
+            if (receive.slot >= 0 && !looked_->reached[from].slot0.empty()) {
+                receive.link = MOELINK_EPLB_LINK_PEER;
+                reads_.push_back(&receive);
+            } else if (receive.slot >= 0 && !looked_->ucx.ranks[from].keys.empty()) {
+                ucx_reads_->fetch(receive, looked_->ucx.ranks[from]);
+            } else {
+                pull_.fetch(receive);
+            }
+        }
+    }
+
+    void on_message(int from, const MessageHead &head, const Payload &payload) override { pull_.on_message(from, head, payload); }
+
+    // One expert a call, so that peers are served in between; a device gets all at once.
+    Busy poll() override {
+        Busy busy = pull_.poll();
+        if (ucx_reads_) busy = std::max(busy, ucx_reads_->poll());
+        while (!reads_.empty()) {
+            Transfer &receive = *reads_.front();
+            reads_.pop_front();
+            const Strips source = looked_->reached[static_cast<size_t>(receive.peer)].rows(receive.slot);
+            copies_.push_back(Copy{&receive, Mark()});
+            copy_strips(device_, receive.rows, source, round_.stream);
+            copies_.back().mark = Mark(device_, round_.stream);
+            if (!device_.on_cuda()) break;
+        }
+        while (!copies_.empty() && copies_.front().mark.passed()) {
+            copies_.front().receive->landed = true;
+            copies_.pop_front();
+        }
+        if (!copies_.empty()) busy = std::max(busy, Busy::waiting);
+        return reads_.empty() ? busy : Busy::working;
+    }
+
+    void give_up() noexcept override {
+        reads_.clear();
+        if (ucx_reads_) ucx_reads_->give_up();
+        pull_.give_up();
+    }
+
+    void end(bool) override {
+        const bool copying = !copies_.empty();
+        reads_.clear();
+        copies_.clear();
+        if (copying) device_.synchronize(round_.stream);
+        pull_.end();
+        if (ucx_reads_) ucx_reads_->end();
+    }
+
+private:
+    struct Copy {
+        Transfer *receive;
+        Mark mark;
+    };
+
+    const Device &device_;
+    const Looked *looked_;
+    Round &round_;
+    Pull pull_;
+    std::unique_ptr<UcxReads> ucx_reads_;
+    std::deque<Transfer *> reads_;
+    std::deque<Copy> copies_;  // in stream order
+};
+
 class Read final : public CommBackend {
 public:
-    explicit Read(const CommBackendParams &params)
-        : group_(params.group), device_(params.device), reach_(params), pull_(params), ucx_(params),
-          piece_bytes_(params.params.chunk_bytes) {}
+    explicit Read(const CommBackendParams &params) : reach_(params), room_(params), ucx_(params) {}
 
     // Collective.
     void meet(const Deadline &deadline) {
-        if (!ucx_.needed()) return;
-        ucx_.meet(deadline);
-        if (ucx_.worker() != nullptr) ucx_reads_ = std::make_unique<UcxReads>(*ucx_.worker(), piece_bytes_);
+        if (ucx_.needed()) ucx_.meet(deadline);
     }
 
     void add_layer(const Layer &layer, const Deadline &deadline) override {
@@ -33,74 +114,16 @@ public:
     }
     void keep_layer(const Layer &layer) noexcept override { layers_[layer.number] = std::move(looked_); }
 
-    void begin(Round &round) override {
-        round_ = &round;
-        pull_.begin(round);
+    std::unique_ptr<CommFlight> begin(Round &round) override {
+        return std::make_unique<ReadFlight>(room_, ucx_.worker(), round.layer == nullptr ? nullptr : &layers_.at(round.layer->number), round);
     }
 
-    void ready(int peer) override {
-        for (Transfer &receive : round_->receives) {
-            if (receive.peer != peer) continue;
-            if (receive.slot >= round_->layer->rank_slots[static_cast<size_t>(peer)]) {
-                fail(MOELINK_ERR_PROTOCOL, "rank {} offers slot {} and has {}", peer, receive.slot,
-                     round_->layer->rank_slots[static_cast<size_t>(peer)]);
-            }
-            const Looked &looked = layers_.at(round_->layer->number);
-            const size_t from = static_cast<size_t>(peer);
-            if (receive.slot >= 0 && !looked.reached[from].slot0.empty()) {
-                receive.link = MOELINK_EPLB_LINK_PEER;
-                reads_.push_back(&receive);
-            } else if (receive.slot >= 0 && !looked.ucx.ranks[from].keys.empty()) {
-                ucx_reads_->fetch(receive, looked.ucx.ranks[from]);
-            } else {
-                pull_.fetch(receive);
-            }
-        }
-    }
-
-    void on_message(int from, const MessageHead &head, const Payload &payload) override { pull_.on_message(from, head, payload); }
-
-    // One expert a call, so that peers are served in between; a device gets all at once.
-    bool poll() override {
-        const bool pulling = pull_.poll();
-        const bool getting = ucx_reads_ && ucx_reads_->poll();
-        while (!reads_.empty()) {
-            Transfer &receive = *reads_.front();
-            reads_.pop_front();
-            const Strips source = layers_.at(round_->layer->number).reached[static_cast<size_t>(receive.peer)].rows(receive.slot);
-            copies_.push_back(Copy{&receive, Mark()});
-            copy_strips(device_, receive.rows, source, round_->stream);
-            copies_.back().mark = Mark(device_, round_->stream);
-            if (!device_.on_cuda()) break;
-        }
-        while (!copies_.empty() && copies_.front().mark.passed()) {
-            copies_.front().receive->landed = true;
-            copies_.pop_front();
-        }
-        return pulling || getting || !reads_.empty() || !copies_.empty();
-    }
-
-    void give_up() noexcept override {
-        reads_.clear();
-        if (ucx_reads_) ucx_reads_->give_up();
-        pull_.give_up();
-    }
-
-    void end(bool) override {
-        const bool copying = !copies_.empty();
-        reads_.clear();
-        copies_.clear();
-        if (copying) device_.synchronize(round_->stream);
-        pull_.end();
-        round_ = nullptr;
-        if (ucx_reads_) ucx_reads_->end();
-    }
-
-    uint64_t host_bytes() const override { return pull_.host_bytes(); }
+    uint64_t host_bytes() const override { return room_.host_bytes(); }
 
     void describe(moelink_eplb_comm_info &info, std::string &reasons) const override {
-        for (int rank = 0; rank < group_.size(); ++rank) {
-            if (rank == group_.rank() || layers_.empty()) continue;
+        const Group &group = room_.group;
+        for (int rank = 0; rank < group.size(); ++rank) {
+            if (rank == group.rank() || layers_.empty()) continue;
             const std::string joined = ucx_.describe(rank);
             std::string why;
             bool over_ucx = false;
@@ -121,29 +144,11 @@ public:
     }
 
 private:
-    struct Copy {
-        Transfer *receive;
-        Mark mark;
-    };
-
-    // Where a layer's rows are, by rank.
-    struct Looked {
-        std::vector<Reached> reached;
-        UcxLayer ucx;
-    };
-
-    Group &group_;
-    const Device &device_;
     Reach reach_;
-    Pull pull_;
+    PullRoom room_;
     UcxPeers ucx_;
-    const uint64_t piece_bytes_;
-    std::unique_ptr<UcxReads> ucx_reads_;
     Looked looked_;
     std::map<int32_t, Looked> layers_;  // by number
-    Round *round_ = nullptr;
-    std::deque<Transfer *> reads_;
-    std::deque<Copy> copies_;  // in stream order
 };
 
 std::unique_ptr<CommBackend> make_read(const CommBackendParams &params) {

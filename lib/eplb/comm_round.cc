@@ -16,7 +16,7 @@ enum Kind : uint32_t {
 };
 constexpr uint32_t first_backend_kind = 16;
 
-// Messages of later rounds that are kept; a peer cannot be further ahead than one round.
+// Messages of later rounds that are kept; a peer cannot be further ahead than two rounds.
 constexpr size_t most_early = 4096;
 
 // Follows the head of an offer; then the items, then the experts wanted.
@@ -49,8 +49,43 @@ bool by_expert(const Transfer *a, const Transfer *b) { return a->expert < b->exp
 
 }  // namespace
 
-Exchange::Exchange(const Place &place, Round &round, RoundMemory &memory, uint64_t context, bool checked)
-    : place_(place), round_(round), memory_(memory), context_(context), checked_(checked) {
+void Rounds::enter(Exchange &exchange) {
+    under_way_.push_back(&exchange);
+    newest_ = exchange.generation();
+    std::deque<Message> early;
+    early.swap(early_);
+    for (const Message &message : early) on_message(message);
+}
+
+void Rounds::leave(const Exchange &exchange) noexcept { std::erase(under_way_, &exchange); }
+
+void Rounds::on_message(const Message &message) noexcept {
+    MessageHead head{};
+    if (message.payload.bytes < sizeof head) {
+        for (Exchange *exchange : under_way_) {
+            exchange->failed(MOELINK_ERR_PROTOCOL, fmt::format("rank {} sent a message that is too short", message.from));
+        }
+        return;
+    }
+    std::memcpy(&head, message.payload.data, sizeof head);
+    if (head.generation > newest_) {
+        if (early_.size() < most_early) early_.push_back(message);
+        return;
+    }
+    for (Exchange *exchange : under_way_) {
+        if (exchange->generation() == head.generation) return exchange->on_message(head, message);
+    }
+    ++stale_messages;
+}
+
+Busy Rounds::poll() noexcept {
+    Busy busy = Busy::no;
+    for (Exchange *exchange : under_way_) busy = std::max(busy, exchange->poll());
+    return busy;
+}
+
+Exchange::Exchange(const Place &place, Round &round, Rounds &rounds, uint64_t context, bool checked)
+    : place_(place), round_(round), rounds_(rounds), context_(context), checked_(checked) {
     for (Transfer &send : round.sends) peers_[send.peer].sends.push_back(&send);
     for (Transfer &receive : round.receives) peers_[receive.peer].receives.push_back(&receive);
     for (auto &[rank, peer] : peers_) {
@@ -63,27 +98,37 @@ Exchange::Exchange(const Place &place, Round &round, RoundMemory &memory, uint64
     }
 }
 
-void Exchange::run(const Deadline &deadline) {
-    started_ = Deadline::clock::now();
+// What is left after the data's deadline is for the agreement, which names whoever did not come at all.
+void Exchange::set_deadline(const Deadline &deadline) {
     deadline_ = deadline;
-    // What is left afterwards is for the agreement, which names whoever did not come at all.
     round_.deadline = part_of(deadline, 3, 4);
+}
+
+void Exchange::start(const Deadline &deadline) {
+    set_deadline(deadline);
     log(MOELINK_LOG_DEBUG, "round {}: rank {} begins", round_.generation, place_.group.rank());
+    guarded([&] { prepare(); });
+    guarded([&] { send_offers(); });
+    guarded([&] { rounds_.enter(*this); });
+}
+
+void Exchange::call_off(const Outcome &why, bool lost) noexcept {
+    guarded([&] { failed(why.status, why.text, lost); });
+}
+
+void Exchange::finish(const Deadline &deadline) {
+    set_deadline(deadline);
+    waiting_since_ = Deadline::clock::now();
     bool agreed = false;
     Outcome end;
     try {
-        guarded([&] { prepare(); });
-        guarded([&] { send_offers(); });
-        std::deque<Message> early;
-        early.swap(memory_.early);
-        for (const Message &message : early) on_message(message);
         if (place_.kind.together) {
             wait_until([&] { return all_ready(); });
             agree(deadline);
             moving_ = true;
             guarded([&] {
                 for (auto &[rank, peer] : peers_) {
-                    if (rank != place_.group.rank() && outcome_.status == MOELINK_OK) place_.backend.ready(rank);
+                    if (rank != place_.group.rank() && outcome_.status == MOELINK_OK) flight_->ready(rank);
                 }
             });
         }
@@ -95,7 +140,9 @@ void Exchange::run(const Deadline &deadline) {
         std::string ignored;
         if (place_.group.fault(&ignored) != MOELINK_OK) lost_ = true;
     }
-    const Outcome stopped = attempt([&] { place_.backend.end(agreed); });
+    Outcome stopped;
+    if (flight_) stopped = attempt([&] { flight_->end(agreed); });
+    rounds_.leave(*this);
     if (stopped.status != MOELINK_OK) lost_ = true;
     if (!agreed) throw Error(end.status, end.text);
     if (stopped.status != MOELINK_OK) throw Error(stopped.status, stopped.text);
@@ -121,19 +168,19 @@ void Exchange::failed(moelink_status status, std::string text, bool lost) {
     lost_ = lost_ || lost;
     if (outcome_.status != MOELINK_OK) return;
     outcome_ = {status, std::move(text)};
-    place_.backend.give_up();
+    if (flight_) flight_->give_up();
 }
 
 void Exchange::prepare() {
-    place_.device.synchronize(round_.stream);
+    place_.device.synchronize(round_.after);
     if (checked_) {
         for (auto &[rank, peer] : peers_) {
             if (rank == place_.group.rank()) continue;
-            for (Transfer *send : peer.sends) send->code = code_of(place_.device, send->rows, memory_.room, round_.stream);
+            for (Transfer *send : peer.sends) send->code = code_of(place_.device, send->rows, rounds_.room, round_.stream);
         }
     }
     move_inside();
-    place_.backend.begin(round_);
+    flight_ = place_.backend.begin(round_);
 }
 
 void Exchange::move_inside() {
@@ -195,7 +242,7 @@ bool Exchange::all_ready() const {
 
 void Exchange::wait_until(const std::function<bool()> &reached) {
     auto done = [&] { return outcome_.status != MOELINK_OK || reached(); };
-    if (!place_.group.attend(*this, done, round_.deadline)) {
+    if (!place_.group.attend(rounds_, done, round_.deadline)) {
         failed(MOELINK_ERR_TIMEOUT, fmt::format("round {}: {}", round_.generation, missing_text()), moving_);
     }
 }
@@ -215,7 +262,7 @@ void Exchange::agree(const Deadline &deadline) {
     const Vote mine{round_.generation, context_, outcome_.status, lost_ ? 1 : 0};
     std::vector<Vote> votes;
     try {
-        votes = place_.group.allgather(mine, deadline, this);
+        votes = place_.group.allgather(mine, deadline, &rounds_);
     } catch (const Error &error) {
         if (outcome_.status == MOELINK_OK || error.status() != MOELINK_ERR_TIMEOUT) throw;
         throw Error(error.status(), fmt::format("{}; {}", outcome_.text, error.text()));
@@ -243,19 +290,8 @@ void Exchange::agree(const Deadline &deadline) {
     log(MOELINK_LOG_DEBUG, "round {}: rank {} knows that all agree", round_.generation, place_.group.rank());
 }
 
-void Exchange::on_message(const Message &message) noexcept {
+void Exchange::on_message(const MessageHead &head, const Message &message) noexcept {
     guarded([&] {
-        MessageHead head{};
-        if (message.payload.bytes < sizeof head) fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message that is too short", message.from);
-        std::memcpy(&head, message.payload.data, sizeof head);
-        if (head.generation < round_.generation) {
-            ++memory_.stale_messages;
-            return;
-        }
-        if (head.generation > round_.generation) {
-            if (memory_.early.size() < most_early) memory_.early.push_back(message);
-            return;
-        }
         const uint8_t *body = message.payload.data + sizeof head;
         const uint64_t bytes = message.payload.bytes - sizeof head;
         if (head.kind == kind_offer) return on_offer(message.from, body, bytes);
@@ -264,7 +300,7 @@ void Exchange::on_message(const Message &message) noexcept {
             return failed(-static_cast<int32_t>(head.item), fmt::format("rank {}: {}", message.from, std::string(body, body + bytes)));
         }
         if (head.kind < first_backend_kind) fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message of kind {}", message.from, head.kind);
-        place_.backend.on_message(message.from, head, message.payload);
+        if (flight_) flight_->on_message(message.from, head, message.payload);
     });
 }
 
@@ -278,7 +314,7 @@ void Exchange::on_offer(int from, const uint8_t *body, uint64_t bytes) {
     peer.ready = true;
     settle_waits(from, peer);
     log(MOELINK_LOG_DEBUG, "round {}: rank {} has the offer of rank {}", round_.generation, place_.group.rank(), from);
-    if (!place_.kind.together) place_.backend.ready(from);
+    if (!place_.kind.together) flight_->ready(from);
 }
 
 void Exchange::match(int from, Peer &peer, const uint8_t *body, uint64_t bytes) {
@@ -327,10 +363,10 @@ void Exchange::match(int from, Peer &peer, const uint8_t *body, uint64_t bytes) 
     if (mine < peer.sends.size()) differ(me, from, false, peer.sends[mine]->expert);
 }
 
-bool Exchange::poll() noexcept {
-    bool busy = false;
+Busy Exchange::poll() noexcept {
+    Busy busy = Busy::no;
     guarded([&] {
-        busy = place_.backend.poll();
+        if (flight_) busy = flight_->poll();
         land();
     });
     return busy;
@@ -352,8 +388,8 @@ void Exchange::land() {
         log(MOELINK_LOG_DEBUG, "round {}: rank {} has expert {} of rank {}", round_.generation, place_.group.rank(), receive.expert,
             receive.peer);
         if (!checked_) continue;
-        ++memory_.checked_experts;
-        if (code_of(place_.device, receive.rows, memory_.room, round_.stream) != receive.code) {
+        ++rounds_.checked_experts;
+        if (code_of(place_.device, receive.rows, rounds_.room, round_.stream) != receive.code) {
             fail(MOELINK_ERR_INTERNAL, "layer {}: expert {} of rank {} arrived with another code than it was sent with",
                  round_.layer->number, receive.expert, receive.peer);
         }
@@ -363,8 +399,9 @@ void Exchange::land() {
 void Exchange::settle_waits(int rank, Peer &peer) {
     if (peer.timed || !peer.ready || peer.missing != 0) return;
     peer.timed = true;
-    memory_.wait_ns[static_cast<size_t>(rank)] +=
-        static_cast<uint64_t>(std::chrono::nanoseconds(Deadline::clock::now() - started_).count());
+    if (!waiting_since_) return;
+    rounds_.wait_ns[static_cast<size_t>(rank)] +=
+        static_cast<uint64_t>(std::chrono::nanoseconds(Deadline::clock::now() - *waiting_since_).count());
 }
 
 }  // namespace moelink::eplb

@@ -8,6 +8,7 @@
 
 #include <deque>
 #include <functional>
+#include <optional>
 
 namespace moelink::eplb {
 
@@ -17,16 +18,33 @@ public:
     using Error::Error;
 };
 
-// What outlives a round.
-struct RoundMemory {
-    std::deque<Message> early;        // of rounds that this rank has not begun
+class Exchange;
+
+// The rounds that a rank has under way, oldest first, and what outlives them. Messages go to the round that they name, and all rounds
+// go on while the rank waits in any.
+class Rounds final : public Attendant {
+public:
+    explicit Rounds(int ranks) : wait_ns(static_cast<size_t>(ranks), 0) {}
+
+    void enter(Exchange &exchange);  // newer than all others; gets what came too early for it
+    void leave(const Exchange &exchange) noexcept;
+
     std::vector<uint64_t> wait_ns;    // by rank
     uint64_t stale_messages = 0;
     uint64_t checked_experts = 0;
     std::vector<unsigned char> room;  // for codes
+
+private:
+    void on_message(const Message &message) noexcept override;
+    Busy poll() noexcept override;
+
+    std::vector<Exchange *> under_way_;
+    uint64_t newest_ = 0;        // generation that has been entered
+    std::deque<Message> early_;  // of rounds that have not
 };
 
-class Exchange final : private Attendant {
+// All ranks make the same calls on their rounds in the same order.
+class Exchange final {
 public:
     struct Place {
         Group &group;
@@ -35,13 +53,25 @@ public:
         const CommKind &kind;
     };
     // context tells apart what ranks believe about the layer; 0: this rank believes nothing.
-    Exchange(const Place &place, Round &round, RoundMemory &memory, uint64_t context, bool checked);
+    Exchange(const Place &place, Round &round, Rounds &rounds, uint64_t context, bool checked);
+    ~Exchange() { rounds_.leave(*this); }
+    Exchange(const Exchange &) = delete;
+    Exchange &operator=(const Exchange &) = delete;
 
+    // Local. Tells peers what this rank has for them; what fails is kept for finish. The data move whenever this rank waits.
+    void start(const Deadline &deadline);
+    // Local, after start: finish will fail, on every rank; lost: as a LostRound.
+    void call_off(const Outcome &why, bool lost) noexcept;
     // Collective. Returns when every rank has everything that it wants. Throws Error, and then no rank returns from here, but
     // one that heard of the agreement before it lost the others.
-    void run(const Deadline &deadline);
+    void finish(const Deadline &deadline);
     // Ranks may disagree about the outcome.
     bool lost() const { return lost_; }
+
+    uint64_t generation() const { return round_.generation; }
+    void on_message(const MessageHead &head, const Message &message) noexcept;
+    Busy poll() noexcept;
+    void failed(moelink_status status, std::string text, bool lost = false);
 
 private:
     struct Peer {
@@ -66,26 +96,25 @@ private:
     // Collective: every rank's word; throws unless all go on.
     void agree(const Deadline &deadline);
 
-    void on_message(const Message &message) noexcept override;
-    bool poll() noexcept override;
+    void set_deadline(const Deadline &deadline);
     void on_offer(int from, const uint8_t *body, uint64_t bytes);
     void match(int from, Peer &peer, const uint8_t *body, uint64_t bytes);
     void land();
     void settle_waits(int rank, Peer &peer);
-    void failed(moelink_status status, std::string text, bool lost = false);
     template <class Body>
     void guarded(Body &&body) noexcept;
 
     Place place_;
     Round &round_;
-    RoundMemory &memory_;
+    Rounds &rounds_;
+    std::unique_ptr<CommFlight> flight_;  // NULL: it could not begin
     uint64_t context_;
     bool checked_;
     std::map<int, Peer> peers_;
     std::vector<Transfer *> flying_;  // receives from other ranks that have not landed
     size_t missing_ = 0;
     Deadline deadline_;
-    Deadline::clock::time_point started_;
+    std::optional<Deadline::clock::time_point> waiting_since_;
     Outcome outcome_;
     bool lost_ = false;
     bool moving_ = false;  // in a kind that acts together: nobody can call back what has been started

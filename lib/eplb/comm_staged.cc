@@ -5,31 +5,35 @@ namespace moelink::eplb {
 
 namespace {
 
-class Staged final : public CommBackend {
+class StagedFlight final : public CommFlight {
 public:
-    explicit Staged(const CommBackendParams &params) : group_(params.group), pull_(params) {}
+    StagedFlight(PullRoom &room, Round &round) : round_(round), pull_(room, round) {}
 
-    void begin(Round &round) override {
-        round_ = &round;
-        pull_.begin(round);
-    }
     void ready(int peer) override {
-        for (Transfer &receive : round_->receives) {
+        for (Transfer &receive : round_.receives) {
             if (receive.peer == peer) pull_.fetch(receive);
         }
     }
     void on_message(int from, const MessageHead &head, const Payload &payload) override { pull_.on_message(from, head, payload); }
-    bool poll() override { return pull_.poll(); }
+    Busy poll() override { return pull_.poll(); }
     void give_up() noexcept override { pull_.give_up(); }
     void end(bool) override { pull_.end(); }
 
-    uint64_t host_bytes() const override { return pull_.host_bytes(); }
-    void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staged_peers = group_.size() - 1; }
+private:
+    Round &round_;
+    Pull pull_;
+};
+
+class Staged final : public CommBackend {
+public:
+    explicit Staged(const CommBackendParams &params) : room_(params) {}
+
+    std::unique_ptr<CommFlight> begin(Round &round) override { return std::make_unique<StagedFlight>(room_, round); }
+    uint64_t host_bytes() const override { return room_.host_bytes(); }
+    void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staged_peers = room_.group.size() - 1; }
 
 private:
-    Group &group_;
-    Round *round_ = nullptr;
-    Pull pull_;
+    PullRoom room_;
 };
 
 }  // namespace

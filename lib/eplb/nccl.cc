@@ -16,19 +16,38 @@ constexpr uint32_t message_lost = 16;  // this rank's part of the round will not
 // Rows that are not one piece of memory travel through a place where they are: NCCL sends and receives contiguous bytes only.
 bool dense(const Strip &strip) { return strip.rows == 1 || strip.row_stride == strip.row_bytes; }
 
+// own: the communicator is this object's.
 class NcclExchange final : public CommBackend {
 public:
-    // own: the communicator is this object's.
     NcclExchange(const CommBackendParams &params, NcclComm comm, bool own)
         : group_(params.group), device_(params.device), places_(params.places), comm_(comm), own_(own) {}
     ~NcclExchange() override;
 
-    void begin(Round &round) override;
+    std::unique_ptr<CommFlight> begin(Round &round) override;
+    void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staging_bytes += room_bytes_; }
+
+private:
+    friend class NcclFlight;
+
+    Group &group_;
+    const Device &device_;
+    const std::vector<ProcessPlace> places_;
+    NcclComm comm_;
+    const bool own_;
+    bool broken_ = false;  // ranks' calls no longer match
+    Buffer room_;          // for rows on their way that are not contiguous
+    uint64_t room_bytes_ = 0;
+    Mark lost_;            // NCCL's work of a round that was given up on the caller's communicator
+};
+
+class NcclFlight final : public CommFlight {
+public:
+    NcclFlight(NcclExchange &exchange, Round &round);
+
     void ready(int peer) override;
     void on_message(int from, const MessageHead &head, const Payload &payload) override;
-    bool poll() override;
+    Busy poll() override;
     void end(bool agreed) override;
-    void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staging_bytes += room_bytes_; }
 
 private:
     enum class Phase {
@@ -50,7 +69,7 @@ private:
         uint64_t offset;
     };
 
-    bool is_own(const Transfer &transfer) const { return transfer.peer == group_.rank(); }
+    bool is_own(const Transfer &transfer) const { return transfer.peer == exchange_.group_.rank(); }
     int32_t link(int peer) const;
     const Detour *detour(bool send, const Strip &rows) const;
     unsigned char *contiguous(bool send, const Strip &rows) const;
@@ -63,18 +82,9 @@ private:
     template <class Body>
     void or_lose(Body &&body);
 
-    Group &group_;
-    const Device &device_;
-    const std::vector<ProcessPlace> places_;
-    NcclComm comm_;
-    const bool own_;
-    bool broken_ = false;  // ranks' calls no longer match
-    Buffer room_;  // for rows on their way that are not contiguous
-    uint64_t room_bytes_ = 0;
-
+    NcclExchange &exchange_;
+    Round &round_;
     Phase phase_ = Phase::idle;
-    Round *round_ = nullptr;
-    moelink_stream stream_ = nullptr;
     std::vector<int> partners_;  // other ranks that this one sends to or receives from
     size_t ready_ = 0;
     std::vector<Detour> detours_;
@@ -91,7 +101,7 @@ NcclExchange::~NcclExchange() {
         // NCCL may still hold staged memory that is about to be freed, and only the owner of the communicator can make it stop.
         constexpr std::chrono::milliseconds nap{1};
         const Deadline warn = Deadline::after_ns(group_.timeout_ns());
-        for (bool warned = false; !mark_.passed(); std::this_thread::sleep_for(nap)) {
+        for (bool warned = false; !lost_.passed(); std::this_thread::sleep_for(nap)) {
             if (warned || !warn.passed()) continue;
             log(MOELINK_LOG_WARN, "waiting for a round that was lost on the caller's NCCL communicator: abort that communicator (ncclCommAbort)");
             warned = true;
@@ -100,28 +110,12 @@ NcclExchange::~NcclExchange() {
     }
 }
 
-// A failure after which NCCL's queues are not the same on all ranks: peers are told at once, so that none waits out its deadline.
-template <class Body>
-void NcclExchange::or_lose(Body &&body) {
-    const Outcome outcome = attempt(body);
-    if (outcome.status == MOELINK_OK) return;
-    broken_ = true;
-    const MessageHead head{round_->generation, message_lost, static_cast<uint32_t>(-outcome.status), 0, outcome.text.size()};
-    for (int peer : partners_) {
-        // Whoever cannot be told is told by the loss of the connection.
-        attempt([&] { group_.send(peer, make_message(head, outcome.text.data(), outcome.text.size()), round_->deadline); });
-    }
-    throw LostRound(outcome.status, outcome.text);
+std::unique_ptr<CommFlight> NcclExchange::begin(Round &round) {
+    if (broken_) fail(MOELINK_ERR_INVALID_STATE, "the NCCL communicator was lost in an earlier round; reinit makes a new one");
+    return std::make_unique<NcclFlight>(*this, round);
 }
 
-void NcclExchange::begin(Round &round) {
-    if (broken_) fail(MOELINK_ERR_INVALID_STATE, "the NCCL communicator was lost in an earlier round; reinit makes a new one");
-    round_ = &round;
-    stream_ = round.stream;
-    ready_ = 0;
-    partners_.clear();
-    detours_.clear();
-
+NcclFlight::NcclFlight(NcclExchange &exchange, Round &round) : exchange_(exchange), round_(round) {
     uint64_t room = 0;
     auto plan = [&](bool send, const std::vector<Transfer> &list) {
         for (const Transfer &transfer : list) {
@@ -138,32 +132,46 @@ void NcclExchange::begin(Round &round) {
     plan(false, round.receives);
     std::sort(partners_.begin(), partners_.end());
     partners_.erase(std::unique(partners_.begin(), partners_.end()), partners_.end());
-    if (room > room_bytes_) {
-        room_ = {};
-        room_bytes_ = 0;
-        room_ = Buffer(device_, room);
-        room_bytes_ = room;
+    if (room > exchange.room_bytes_) {
+        exchange.room_ = {};
+        exchange.room_bytes_ = 0;
+        exchange.room_ = Buffer(exchange.device_, room);
+        exchange.room_bytes_ = room;
     }
 }
 
-void NcclExchange::ready(int) {
-    if (++ready_ == partners_.size() && !broken_) or_lose([&] { launch(); });
+// A failure after which NCCL's queues are not the same on all ranks: peers are told at once, so that none waits out its deadline.
+template <class Body>
+void NcclFlight::or_lose(Body &&body) {
+    const Outcome outcome = attempt(body);
+    if (outcome.status == MOELINK_OK) return;
+    exchange_.broken_ = true;
+    const MessageHead head{round_.generation, message_lost, static_cast<uint32_t>(-outcome.status), 0, outcome.text.size()};
+    for (int peer : partners_) {
+        // Whoever cannot be told is told by the loss of the connection.
+        attempt([&] { exchange_.group_.send(peer, make_message(head, outcome.text.data(), outcome.text.size()), round_.deadline); });
+    }
+    throw LostRound(outcome.status, outcome.text);
 }
 
-const NcclExchange::Detour *NcclExchange::detour(bool send, const Strip &rows) const {
+void NcclFlight::ready(int) {
+    if (++ready_ == partners_.size() && !exchange_.broken_) or_lose([&] { launch(); });
+}
+
+const NcclFlight::Detour *NcclFlight::detour(bool send, const Strip &rows) const {
     for (const Detour &one : detours_) {
         if (one.send == send && one.rows.data == rows.data && one.rows.row_stride == rows.row_stride) return &one;
     }
     return nullptr;
 }
 
-unsigned char *NcclExchange::contiguous(bool send, const Strip &rows) const {
+unsigned char *NcclFlight::contiguous(bool send, const Strip &rows) const {
     const Detour *place = dense(rows) ? nullptr : detour(send, rows);
-    return place == nullptr ? rows.data : room_.as() + place->offset;
+    return place == nullptr ? rows.data : exchange_.room_.as() + place->offset;
 }
 
 // In the order that both ends of each pair know: by expert, then by tensor.
-std::vector<NcclExchange::Call> NcclExchange::list_calls() const {
+std::vector<NcclFlight::Call> NcclFlight::list_calls() const {
     std::vector<Call> calls;
     auto list = [&](bool send, const std::vector<Transfer> &transfers) {
         std::vector<const Transfer *> order;
@@ -177,111 +185,110 @@ std::vector<NcclExchange::Call> NcclExchange::list_calls() const {
             for (const Strip &rows : transfer->rows) calls.push_back({send, contiguous(send, rows), rows.bytes(), transfer->peer});
         }
     };
-    list(true, round_->sends);
-    list(false, round_->receives);
+    list(true, round_.sends);
+    list(false, round_.receives);
     return calls;
 }
 
-void NcclExchange::copy_detours(bool send) const {
+void NcclFlight::copy_detours(bool send) const {
     for (const Detour &one : detours_) {
         if (one.send != send) continue;
         const Strips rows{one.rows};
-        const Strips place = packed(rows, room_.as() + one.offset);
-        copy_strips(device_, send ? place : rows, send ? rows : place, stream_);
+        const Strips place = packed(rows, exchange_.room_.as() + one.offset);
+        copy_strips(exchange_.device_, send ? place : rows, send ? rows : place, round_.stream);
     }
 }
 
-void NcclExchange::launch() {
+void NcclFlight::launch() {
     const std::vector<Call> list = list_calls();
-    DeviceGuard guard(device_);
+    DeviceGuard guard(exchange_.device_);
     copy_detours(true);
     phase_ = Phase::launching;
-    NcclCalls calls(comm_);
+    NcclCalls calls(exchange_.comm_);
     for (const Call &call : list) {
         if (call.send) {
-            check_nccl(nccl().send(call.data, call.bytes, nccl_uint8, call.peer, comm_, stream_), "ncclSend", comm_);
+            check_nccl(nccl().send(call.data, call.bytes, nccl_uint8, call.peer, exchange_.comm_, round_.stream), "ncclSend", exchange_.comm_);
         } else {
-            check_nccl(nccl().recv(call.data, call.bytes, nccl_uint8, call.peer, comm_, stream_), "ncclRecv", comm_);
+            check_nccl(nccl().recv(call.data, call.bytes, nccl_uint8, call.peer, exchange_.comm_, round_.stream), "ncclRecv", exchange_.comm_);
         }
     }
     calls.end();
 }
 
-void NcclExchange::on_message(int from, const MessageHead &head, const Payload &payload) {
-    if (broken_) return;
+void NcclFlight::on_message(int from, const MessageHead &head, const Payload &payload) {
+    if (exchange_.broken_) return;
     if (head.kind != message_lost) fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message of kind {}", from, head.kind);
     const auto *text = reinterpret_cast<const char *>(payload.data) + sizeof head;
     const Outcome theirs{-static_cast<int32_t>(head.item), fmt::format("rank {}: {}", from, std::string(text, payload.bytes - sizeof head))};
     or_lose([&]() -> moelink_status { throw Error(theirs.status, theirs.text); });
 }
 
-void NcclExchange::advance() {
-    DeviceGuard guard(device_);
-    if (!nccl_settled(comm_)) return;
+void NcclFlight::advance() {
+    DeviceGuard guard(exchange_.device_);
+    if (!nccl_settled(exchange_.comm_)) return;
     if (phase_ == Phase::launching) {
-        mark_ = Mark(device_, stream_);
+        mark_ = Mark(exchange_.device_, round_.stream);
         phase_ = Phase::moving;
     }
     if (!mark_.passed()) return;
     if (phase_ == Phase::moving) {
         copy_detours(false);
-        mark_ = Mark(device_, stream_);
+        mark_ = Mark(exchange_.device_, round_.stream);
         phase_ = Phase::unpacking;
     }
     if (!mark_.passed()) return;
     phase_ = Phase::idle;
-    for (Transfer &receive : round_->receives) {
+    for (Transfer &receive : round_.receives) {
         if (is_own(receive)) continue;
         receive.link = link(receive.peer);
         receive.landed = true;
     }
 }
 
-bool NcclExchange::poll() {
-    if (broken_ || phase_ == Phase::idle) return false;
+Busy NcclFlight::poll() {
+    if (exchange_.broken_ || phase_ == Phase::idle) return Busy::no;
     or_lose([&] { advance(); });
-    return phase_ != Phase::idle;
+    return phase_ == Phase::idle ? Busy::no : Busy::waiting;
 }
 
-void NcclExchange::drain() {
+void NcclFlight::drain() {
     constexpr std::chrono::microseconds nap{20};
-    const Deadline deadline = group_.deadline();
+    const Deadline deadline = exchange_.group_.deadline();
     while (phase_ != Phase::idle && !deadline.passed()) {
         advance();
         std::this_thread::sleep_for(nap);
     }
 }
 
-void NcclExchange::abort() noexcept {
-    broken_ = true;
+void NcclFlight::abort() noexcept {
+    exchange_.broken_ = true;
     try {
-        DeviceGuard guard(device_);
-        nccl().comm_abort(std::exchange(comm_, nullptr));
-        device_.synchronize(stream_);
+        DeviceGuard guard(exchange_.device_);
+        nccl().comm_abort(std::exchange(exchange_.comm_, nullptr));
+        exchange_.device_.synchronize(round_.stream);
     } catch (const Error &) {  // the device is lost
     }
 }
 
-void NcclExchange::end(bool agreed) {
+void NcclFlight::end(bool agreed) {
     // All have what they wanted, so what this rank sends is as good as done.
     if (agreed) attempt([&] { drain(); });
-    round_ = nullptr;
     const Phase phase = std::exchange(phase_, Phase::idle);
-    if (phase == Phase::unpacking) device_.synchronize(stream_);
+    if (phase == Phase::unpacking) exchange_.device_.synchronize(round_.stream);
     if (phase == Phase::idle || phase == Phase::unpacking) return;
-    if (own_) {
+    if (exchange_.own_) {
         abort();
         fail(MOELINK_ERR_INTERNAL, "the NCCL communicator was aborted; reinit makes a new one");
     }
-    broken_ = true;
-    DeviceGuard guard(device_);
-    mark_ = Mark(device_, stream_);
+    exchange_.broken_ = true;
+    DeviceGuard guard(exchange_.device_);
+    exchange_.lost_ = Mark(exchange_.device_, round_.stream);
     fail(MOELINK_ERR_INTERNAL, "NCCL may still hold rows of this round: abort the communicator that was given (ncclCommAbort), then reinit with another");
 }
 
-int32_t NcclExchange::link(int peer) const {
-    const auto place = [&](int rank) -> const ProcessPlace & { return places_[static_cast<size_t>(rank)]; };
-    return may_share_host(place(group_.rank()), place(peer)) ? MOELINK_EPLB_LINK_PEER : MOELINK_EPLB_LINK_NETWORK;
+int32_t NcclFlight::link(int peer) const {
+    const auto place = [&](int rank) -> const ProcessPlace & { return exchange_.places_[static_cast<size_t>(rank)]; };
+    return may_share_host(place(exchange_.group_.rank()), place(peer)) ? MOELINK_EPLB_LINK_PEER : MOELINK_EPLB_LINK_NETWORK;
 }
 
 moelink_status available(int32_t device, std::string *why) {

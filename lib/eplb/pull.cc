@@ -35,19 +35,14 @@ Payload ChunkRing::lend(int slot, uint64_t bytes) {
     return Payload(std::move(keep), at(slot), sizeof(MessageHead) + bytes);
 }
 
-Pull::Pull(const CommBackendParams &params)
-    : group_(params.group), device_(params.device), places_(params.places), chunk_bytes_(params.params.chunk_bytes),
-      ring_(std::make_shared<ChunkRing>(device_, chunk_bytes_)) {
-    if (device_.on_cuda()) landing_ = std::make_shared<ChunkRing>(device_, chunk_bytes_);
-}
+PullRoom::PullRoom(const CommBackendParams &params)
+    : group(params.group), device(params.device), places(params.places), chunk_bytes(params.params.chunk_bytes),
+      ring(std::make_shared<ChunkRing>(device, chunk_bytes)),
+      landing(device.on_cuda() ? std::make_shared<ChunkRing>(device, chunk_bytes) : nullptr) {}
 
-Pull::~Pull() = default;
+uint64_t PullRoom::host_bytes() const { return ChunkRing::bytes(chunk_bytes) * (landing ? 2 : 1); }
 
-uint64_t Pull::host_bytes() const { return ChunkRing::bytes(chunk_bytes_) * (landing_ ? 2 : 1); }
-
-void Pull::begin(Round &round) {
-    round_ = &round;
-    sends_.clear();
+Pull::Pull(PullRoom &room, Round &round) : room_(room), round_(round) {
     for (const Transfer &send : round.sends) sends_[send.peer].push_back(&send);
     for (auto &[peer, list] : sends_) {
         std::sort(list.begin(), list.end(), [](const Transfer *a, const Transfer *b) { return a->expert < b->expert; });
@@ -55,8 +50,8 @@ void Pull::begin(Round &round) {
 }
 
 void Pull::fetch(Transfer &receive) {
-    const ProcessPlace &here = places_[static_cast<size_t>(group_.rank())];
-    const bool one_host = may_share_host(here, places_[static_cast<size_t>(receive.peer)]);
+    const ProcessPlace &here = room_.places[static_cast<size_t>(room_.group.rank())];
+    const bool one_host = may_share_host(here, room_.places[static_cast<size_t>(receive.peer)]);
     receive.link = one_host ? MOELINK_EPLB_LINK_HOST : MOELINK_EPLB_LINK_NETWORK;
     wanted_.push_back(Fetch{&receive, total_bytes(receive.rows), 0, 0});
     asking_.push_back(&wanted_.back());
@@ -66,7 +61,7 @@ void Pull::on_message(int from, const MessageHead &head, const Payload &payload)
     if (head.kind == kind_ask) {
         const Transfer &send = sent(from, head.item);
         const uint64_t bytes = total_bytes(send.rows);
-        if (head.bytes == 0 || head.bytes > chunk_bytes_ || head.offset > bytes || head.bytes > bytes - head.offset) {
+        if (head.bytes == 0 || head.bytes > room_.chunk_bytes || head.offset > bytes || head.bytes > bytes - head.offset) {
             fail(MOELINK_ERR_PROTOCOL, "rank {} asks for {} bytes at {} of expert {}, which has {}", from, head.bytes, head.offset,
                  send.expert, bytes);
         }
@@ -86,11 +81,11 @@ const Transfer &Pull::sent(int peer, uint32_t item) const {
     return *found->second[item];
 }
 
-bool Pull::poll() {
+Busy Pull::poll() {
     advance_copies();
     ask();
     serve();
-    return !requests_.empty() || !copies_.empty() || !parked_.empty();
+    return requests_.empty() && copies_.empty() && parked_.empty() ? Busy::no : Busy::waiting;
 }
 
 // As many chunks are on their way as the ring of a sender has slots, so neither end waits for a round trip; one of each expert
@@ -99,9 +94,9 @@ void Pull::ask() {
     while (!asking_.empty() && in_flight_ < ChunkRing::slots) {
         Fetch &fetch = *asking_.front();
         asking_.pop_front();
-        const uint64_t bytes = std::min(chunk_bytes_, fetch.bytes - fetch.asked);
-        const MessageHead head{round_->generation, kind_ask, fetch.receive->item, fetch.asked, bytes};
-        group_.send(fetch.receive->peer, make_message(head), round_->deadline);
+        const uint64_t bytes = std::min(room_.chunk_bytes, fetch.bytes - fetch.asked);
+        const MessageHead head{round_.generation, kind_ask, fetch.receive->item, fetch.asked, bytes};
+        room_.group.send(fetch.receive->peer, make_message(head), round_.deadline);
         fetch.asked += bytes;
         ++in_flight_;
         if (fetch.asked < fetch.bytes) asking_.push_back(&fetch);
@@ -110,14 +105,14 @@ void Pull::ask() {
 
 void Pull::serve() {
     while (!requests_.empty()) {
-        const int slot = ring_->take();
+        const int slot = room_.ring->take();
         if (slot < 0) return;
         const Request request = requests_.front();
         requests_.pop_front();
-        unsigned char *data = ring_->at(slot) + sizeof(MessageHead);
+        unsigned char *data = room_.ring->at(slot) + sizeof(MessageHead);
         copies_.push_back(Copy{slot, Mark(), request, nullptr});
-        gather_range(device_, data, sent(request.peer, request.head.item).rows, request.head.offset, request.head.bytes, round_->stream);
-        copies_.back().mark = Mark(device_, round_->stream);
+        gather_range(room_.device, data, sent(request.peer, request.head.item).rows, request.head.offset, request.head.bytes, round_.stream);
+        copies_.back().mark = Mark(room_.device, round_.stream);
         advance_copies();
     }
 }
@@ -129,19 +124,19 @@ void Pull::receive(int from, const MessageHead &head, const Payload &payload) {
         head.bytes > found->asked - head.offset) {
         fail(MOELINK_ERR_PROTOCOL, "rank {} sent {} bytes of item {} that nobody asked for", from, head.bytes, head.item);
     }
-    if (!landing_) {
-        scatter_range(device_, found->receive->rows, payload.data + sizeof head, head.offset, head.bytes, round_->stream);
+    if (!room_.landing) {
+        scatter_range(room_.device, found->receive->rows, payload.data + sizeof head, head.offset, head.bytes, round_.stream);
         return arrived(*found, head.bytes);
     }
-    const int slot = landing_->take();
+    const int slot = room_.landing->take();
     if (slot < 0) {
         parked_.push_back(Message{from, payload});
         return;
     }
-    std::memcpy(landing_->at(slot), payload.data, payload.bytes);
+    std::memcpy(room_.landing->at(slot), payload.data, payload.bytes);
     copies_.push_back(Copy{slot, Mark(), Request{from, head}, &*found});
-    scatter_range(device_, found->receive->rows, landing_->at(slot) + sizeof head, head.offset, head.bytes, round_->stream);
-    copies_.back().mark = Mark(device_, round_->stream);
+    scatter_range(room_.device, found->receive->rows, room_.landing->at(slot) + sizeof head, head.offset, head.bytes, round_.stream);
+    copies_.back().mark = Mark(room_.device, round_.stream);
 }
 
 // Copies end in the order in which they began.
@@ -149,13 +144,13 @@ void Pull::advance_copies() {
     while (!copies_.empty() && copies_.front().mark.passed()) {
         const Copy &copy = copies_.front();
         if (copy.fetch != nullptr) {
-            landing_->give_back(copy.slot);
+            room_.landing->give_back(copy.slot);
             arrived(*copy.fetch, copy.request.head.bytes);
         } else {
             MessageHead head = copy.request.head;
             head.kind = kind_chunk;
-            std::memcpy(ring_->at(copy.slot), &head, sizeof head);
-            group_.send(copy.request.peer, ring_->lend(copy.slot, head.bytes), round_->deadline);
+            std::memcpy(room_.ring->at(copy.slot), &head, sizeof head);
+            room_.group.send(copy.request.peer, room_.ring->lend(copy.slot, head.bytes), round_.deadline);
         }
         copies_.pop_front();
     }
@@ -177,7 +172,7 @@ void Pull::arrived(Fetch &fetch, uint64_t bytes) {
 
 void Pull::end() {
     const bool copying = !copies_.empty();
-    for (const Copy &copy : copies_) (copy.fetch != nullptr ? landing_ : ring_)->give_back(copy.slot);
+    for (const Copy &copy : copies_) (copy.fetch != nullptr ? room_.landing : room_.ring)->give_back(copy.slot);
     copies_.clear();
     parked_.clear();
     requests_.clear();
@@ -185,8 +180,7 @@ void Pull::end() {
     sends_.clear();
     asking_.clear();
     in_flight_ = 0;
-    if (copying && round_ != nullptr) device_.synchronize(round_->stream);
-    round_ = nullptr;
+    if (copying) room_.device.synchronize(round_.stream);
 }
 
 }  // namespace moelink::eplb

@@ -35,21 +35,32 @@ private:
     std::atomic<bool> taken_[slots]{};
 };
 
+// What the pulls of a communicator share.
+struct PullRoom {
+    explicit PullRoom(const CommBackendParams &params);
+    uint64_t host_bytes() const;
+
+    Group &group;
+    const Device &device;
+    const std::vector<ProcessPlace> places;
+    const uint64_t chunk_bytes;
+    const std::shared_ptr<ChunkRing> ring;
+    const std::shared_ptr<ChunkRing> landing;  // CUDA: where chunks wait to be copied to the device
+};
+
+// Of one round.
 class Pull {
 public:
-    Pull(const CommBackendParams &params);
-    ~Pull();
+    Pull(PullRoom &room, Round &round);
     Pull(const Pull &) = delete;
     Pull &operator=(const Pull &) = delete;
 
-    void begin(Round &round);
     // To be pulled; its sender is ready.
     void fetch(Transfer &receive);
     void give_up() noexcept { asking_.clear(); }
     void on_message(int from, const MessageHead &head, const Payload &payload);
-    bool poll();
+    Busy poll();
     void end();
-    uint64_t host_bytes() const;
 
 private:
     // A receive on its way.
@@ -79,24 +90,18 @@ private:
     void arrived(Fetch &fetch, uint64_t bytes);
     const Transfer &sent(int peer, uint32_t item) const;
 
-    Group &group_;
-    const Device &device_;
-    const std::vector<ProcessPlace> places_;
-    const uint64_t chunk_bytes_;
-    std::shared_ptr<ChunkRing> ring_;
-    std::shared_ptr<ChunkRing> landing_;  // CUDA: where chunks wait to be copied to the device
-
-    Round *round_ = nullptr;
+    PullRoom &room_;
+    Round &round_;
     std::map<int, std::vector<const Transfer *>> sends_;  // by peer, in the order of items
     std::deque<Fetch> wanted_;                            // a deque: its elements stay where they are
     std::deque<Fetch *> asking_;                          // those not asked for to the end, in turn
     int in_flight_ = 0;                                   // chunks asked for
     std::deque<Request> requests_;
-    std::deque<Message> parked_;                          // CUDA: chunks that wait for room in landing_
+    std::deque<Message> parked_;                          // CUDA: chunks that wait for a place to land
     std::deque<Copy> copies_;                             // in stream order
 };
 
-// [bytes] of host memory that a Pull takes.
+// [bytes] of host memory that a PullRoom takes.
 uint64_t pull_host_bytes(int32_t device, const moelink_eplb_comm_params &params);
 
 }  // namespace moelink::eplb

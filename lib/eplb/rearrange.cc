@@ -13,6 +13,10 @@ namespace moelink::eplb {
 
 namespace {
 
+// Halving a batch pays where its bytes take longer than its offers, agreement and local copies, which took as long as 64 MiB between
+// two H100 (docs/measurements.md).
+constexpr uint64_t overlapped_bytes = 64 << 20;
+
 constexpr uint32_t known_flags =
     MOELINK_EPLB_REARRANGE_F_SKIP_LOST | MOELINK_EPLB_REARRANGE_F_PROFILE | MOELINK_EPLB_REARRANGE_F_ROUNDS;
 
@@ -71,7 +75,9 @@ void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rea
     if ((params_.flags & ~known_flags) != 0) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "params.flags has {:#x}, of which not all is known", params_.flags);
     }
-    if (params_.reserved != 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.reserved is {}; it must be 0", params_.reserved);
+    if (params_.overlap > MOELINK_EPLB_OVERLAP_ALWAYS) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "params.overlap is {}, none of MOELINK_EPLB_OVERLAP_*", params_.overlap);
+    }
     if (comm_.state() != MOELINK_EPLB_COMM_READY) {
         fail(MOELINK_ERR_INVALID_STATE, "the communicator is not READY; execute what is queued, or reinit it when it is poisoned");
     }
@@ -102,6 +108,8 @@ void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rea
     transfer.old_ranks = params_.old_ranks;
     transfer.new_ranks = params_.new_ranks;
     transfer.staging = places_ = params_.staging == 0 ? places : params_.staging;
+    overlap_ = overlaps();
+    if (overlap_) transfer.flags |= MOELINK_EPLB_TRANSFER_F_OVERLAP;
     transfer.step_bytes = params_.step_bytes;
     const TransferTask task = read_transfer(given, &transfer);
     plan_ = plan_transfer(task);
@@ -119,6 +127,7 @@ void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rea
     Digest digest;
     digest.add(params_.flags);
     digest.add(places_);
+    digest.add(overlap_);
     digest.add(params_.position);
     digest.add(params_.step_bytes);
     digest.add(params_.step_ns);
@@ -128,6 +137,13 @@ void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rea
     digest.add(task.topology.node);
     for (const Layer *layer : layers_) digest.add(layer->number);
     digest.finish(digest_);
+}
+
+bool Rearrangement::overlaps() const {
+    if (!comm_.can_overlap() || by_rounds() || places_ < 2 || params_.overlap == MOELINK_EPLB_OVERLAP_NEVER) return false;
+    uint64_t largest = 0;
+    for (const Layer *layer : layers_) largest = std::max(largest, layer->expert_bytes);
+    return params_.overlap == MOELINK_EPLB_OVERLAP_ALWAYS || largest >= overlapped_bytes / uint64_t(places_);
 }
 
 void Rearrangement::read_layers(const Shape &shape) {
@@ -147,7 +163,7 @@ void Rearrangement::agree() {
     const auto all = comm_.group().allgather(mine, Deadline::after_ns(comm_.params().timeout_ns));
     for (size_t rank = 1; rank < all.size(); ++rank) {
         if (all[rank] != all[0]) {
-            throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("rank {} passes other maps, flags, staging, position, steps or layers than rank 0", rank));
+            throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("rank {} passes other maps, flags, staging, overlap, position, steps or layers than rank 0", rank));
         }
     }
 }
@@ -162,12 +178,21 @@ void Rearrangement::run() {
     result_.staging_bytes = staged_bytes_;
     const Outcome outcome = attempt([&] {
         if (profile() && comm_.needs_reservation()) reserve();
-        for (const int64_t first = result_.position; result_.position < result_.batches; ++result_.position) {
-            if (result_.position > first && ends_before(result_.position)) break;
-            do_batch(result_.position);
+        const int64_t first = result_.position;
+        int64_t begun = first;  // batches
+        auto may_begin = [&] { return begun < result_.batches && (begun == first || !ends_before(begun)); };
+        while (begun > result_.position || may_begin()) {
+            if (begun == result_.position) begin(begun++);
+            if (overlap_ && begun < result_.batches && plan_.batches[size_t(begun)].early && may_begin()) {
+                result_.overlapped += has_transfers(plan_.batch_moves(begun));
+                begin(begun++);
+            }
+            end(result_.position);
+            ++result_.position;
         }
         comm_.device().synchronize(comm_.stream());
     });
+    if (outcome.status != MOELINK_OK) comm_.call_off(outcome);
     call_back();
     moelink_eplb_comm_stats after = MOELINK_EPLB_COMM_STATS_INIT;
     comm_.stats(after);
@@ -191,22 +216,39 @@ bool Rearrangement::ends_before(int64_t batch) {
 void Rearrangement::reserve() {
     for (int64_t batch = result_.position; batch < result_.batches; ++batch) {
         const auto moves = plan_.batch_moves(batch);
-        if (moves.empty() || moves[0].kind != MOELINK_EPLB_MOVE_TRANSFER) continue;
+        if (!has_transfers(moves)) continue;
         exchange(layer_of(batch), moves);
         return;
     }
 }
 
-void Rearrangement::do_batch(int64_t batch) {
+void Rearrangement::begin(int64_t batch) {
+    const Layer &layer = layer_of(batch);
+    const auto moves = plan_.batch_moves(batch);
+    const Staged coming = coming_to(batch);
+    coming_ = {coming_.experts + coming.experts, coming_.bytes + coming.bytes};
+    note_staged();
+    if (profile() || !has_transfers(moves)) return;
+    if (!overlap_) return exchange(layer, moves);
+    comm_.set_context(nullptr, 0, layer.number);
+    for (const moelink_eplb_move &move : moves) {
+        if (move.kind == MOELINK_EPLB_MOVE_TRANSFER) add(layer, move);
+    }
+    comm_.start();
+}
+
+void Rearrangement::end(int64_t batch) {
     const Layer &layer = layer_of(batch);
     const auto moves = plan_.batch_moves(batch);
     if (!profile()) {
-        exchange(layer, moves);
+        if (overlap_ && has_transfers(moves)) comm_.finish();
         // Every rank has what it wants and reads no other's slots any more.
         log(MOELINK_LOG_DEBUG, "batch {}: rank {} fills its slots", batch, rank_);
         for (const moelink_eplb_move &move : moves) make_local(layer, move);
         log(MOELINK_LOG_DEBUG, "batch {}: rank {} has filled its slots", batch, rank_);
     }
+    const Staged come = coming_to(batch);
+    coming_ = {coming_.experts - come.experts, coming_.bytes - come.bytes};
     for (const moelink_eplb_move &move : moves) count(layer, move);
     if (told_.empty()) {
         told_layer_ = plan_.batches[size_t(batch)].layer;
@@ -218,11 +260,10 @@ void Rearrangement::do_batch(int64_t batch) {
 }
 
 void Rearrangement::exchange(const Layer &layer, std::span<const moelink_eplb_move> moves) {
-    const bool by_rounds = (params_.flags & MOELINK_EPLB_REARRANGE_F_ROUNDS) != 0;
     for (size_t i = 0; i < moves.size() && moves[i].kind == MOELINK_EPLB_MOVE_TRANSFER;) {
         const int32_t round = moves[i].round;
         comm_.set_context(nullptr, 0, layer.number);
-        for (; i < moves.size() && moves[i].kind == MOELINK_EPLB_MOVE_TRANSFER && (!by_rounds || moves[i].round == round); ++i) {
+        for (; i < moves.size() && moves[i].kind == MOELINK_EPLB_MOVE_TRANSFER && (!by_rounds() || moves[i].round == round); ++i) {
             add(layer, moves[i]);
         }
         comm_.execute();
@@ -268,8 +309,22 @@ void Rearrangement::count_staged(const moelink_eplb_move &move, uint64_t bytes) 
     if ((!in && !out) || rank_of_place(in ? move.to : move.from) != rank_) return;
     result_.open += in ? 1 : -1;
     staged_bytes_ = in ? staged_bytes_ + bytes : staged_bytes_ - bytes;
-    result_.staging = std::max(result_.staging, result_.open);
-    result_.staging_bytes = std::max(result_.staging_bytes, staged_bytes_);
+    note_staged();
+}
+
+// What a batch's transfers bring to this rank.
+Rearrangement::Staged Rearrangement::coming_to(int64_t batch) const {
+    Staged coming;
+    for (const moelink_eplb_move &move : plan_.batch_moves(batch)) {
+        coming.experts += move.kind == MOELINK_EPLB_MOVE_TRANSFER && rank_of_place(move.to) == rank_;
+    }
+    coming.bytes = uint64_t(coming.experts) * layer_of(batch).expert_bytes;
+    return coming;
+}
+
+void Rearrangement::note_staged() {
+    result_.staging = std::max(result_.staging, result_.open + coming_.experts);
+    result_.staging_bytes = std::max(result_.staging_bytes, staged_bytes_ + coming_.bytes);
 }
 
 void Rearrangement::call_back() {

@@ -22,21 +22,33 @@ public:
     void write(moelink_eplb_rearrange_result *out) const;
 
 private:
+    struct Staged {
+        int32_t experts = 0;
+        uint64_t bytes = 0;
+    };
     using Clock = std::chrono::steady_clock;
     void read(const moelink_eplb_shape *shape, const moelink_eplb_rearrange_params *params, const moelink_eplb_rearrange_result *out);
     void read_layers(const Shape &shape);
     void agree();
     bool ends_before(int64_t batch);
     void reserve();
-    void do_batch(int64_t batch);
+    bool overlaps() const;
+    void begin(int64_t batch);
+    void end(int64_t batch);
     void exchange(const Layer &layer, std::span<const moelink_eplb_move> moves);
     void add(const Layer &layer, const moelink_eplb_move &move);
     void make_local(const Layer &layer, const moelink_eplb_move &move);
     void count(const Layer &layer, const moelink_eplb_move &move);
     void count_staged(const moelink_eplb_move &move, uint64_t bytes);
+    Staged coming_to(int64_t batch) const;
+    void note_staged();
     void call_back();
 
     bool profile() const { return (params_.flags & MOELINK_EPLB_REARRANGE_F_PROFILE) != 0; }
+    bool by_rounds() const { return (params_.flags & MOELINK_EPLB_REARRANGE_F_ROUNDS) != 0; }
+    static bool has_transfers(std::span<const moelink_eplb_move> moves) {
+        return !moves.empty() && moves[0].kind == MOELINK_EPLB_MOVE_TRANSFER;
+    }
     const Layer &layer_of(int64_t batch) const { return *layers_[size_t(plan_.batches[size_t(batch)].layer)]; }
     int local(int slot) const { return slot % plan_.topology.rank_slots; }
     int place(int number) const { return number % places_; }
@@ -57,11 +69,13 @@ private:
     std::vector<const Layer *> layers_;  // [layers]
     TransferPlan plan_;
     int places_ = 1;             // of staging, a rank
+    bool overlap_ = false;       // a batch's transfers begin before the one before it ends, where the plan allows it
     uint64_t digest_[2] = {};    // of what all ranks must ask for alike
     std::vector<int32_t> map_;   // in force
     std::vector<int32_t> told_;  // this rank's slots of told_layer_ as the caller knows them; empty: as they are
     int told_layer_ = 0;
     uint64_t staged_bytes_ = 0;  // now
+    Staged coming_;              // on this rank, of batches that have begun
 };
 
 }  // namespace moelink::eplb

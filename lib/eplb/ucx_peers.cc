@@ -83,9 +83,9 @@ class UcxPeers::Progress final : public Attendant {
 public:
     explicit Progress(UcxWorker *worker) : worker_(worker) {}
     void on_message(const Message &) noexcept override {}
-    bool poll() noexcept override {
+    Busy poll() noexcept override {
         if (worker_ != nullptr) worker_->progress();
-        return worker_ != nullptr;
+        return worker_ != nullptr ? Busy::waiting : Busy::no;
     }
 
 private:

@@ -72,8 +72,8 @@ void UcxReads::collect() {
     }
 }
 
-bool UcxReads::poll() {
-    if (fetches_.empty()) return false;
+Busy UcxReads::poll() {
+    if (fetches_.empty()) return Busy::no;
     try {
         uint64_t begun = 0;
         while (!waiting_.empty() && flying_.size() < most_flying && begun < most_begun) {
@@ -87,7 +87,8 @@ bool UcxReads::poll() {
     } catch (const Error &error) {
         throw LostRound(error.status(), error.text());
     }
-    return !waiting_.empty() || !flying_.empty();
+    if (!waiting_.empty() && flying_.size() < most_flying) return Busy::working;
+    return flying_.empty() ? Busy::no : Busy::waiting;
 }
 
 void UcxReads::end() {

@@ -1,4 +1,4 @@
-// Reads of a round over UCX: experts cut into pieces, a bounded number of them under way.
+// Reads of one round over UCX: experts cut into pieces, a bounded number of them under way.
 #pragma once
 
 #include "eplb/ucx_peers.hpp"
@@ -14,7 +14,7 @@ public:
     // The rows of a slot of a peer that is ready.
     void fetch(Transfer &receive, const UcxLayer::Rows &rows);
     // Throws LostRound.
-    bool poll();
+    Busy poll();
     // Nothing new is begun.
     void give_up() noexcept { waiting_.clear(); }
     // Nothing lands any more. Throws DEVICE when that could only be had by giving UCX up.

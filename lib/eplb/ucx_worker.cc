@@ -214,6 +214,10 @@ void UcxGet::forget() noexcept {
 
 bool UcxGet::passed() {
     if (request_ == nullptr) return true;
+    if (worker_->worker_ == nullptr) {
+        forget();
+        fail(MOELINK_ERR_PEER_UNREACHABLE, "UCX was given up before it had read from rank {}", peer_);
+    }
     const ucs_status_t status = ucx().request_status(request_);
     if (status == UCS_INPROGRESS) return false;
     forget();

@@ -10,6 +10,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -36,12 +37,19 @@ struct Message {
     Payload payload;
 };
 
+// What an attendant has under way.
+enum class Busy {
+    no,       // nothing that it must be asked for
+    waiting,  // something that goes on by itself: it wants to be asked again soon
+    working   // its own work: it wants to be asked again at once
+};
+
 // What a rank does for its peers while it waits for something else. Called on the waiting thread.
 class Attendant {
 public:
     virtual void on_message(const Message &message) noexcept = 0;
-    // Advances what is under way; true when it wants to be called again soon.
-    virtual bool poll() noexcept = 0;
+    // Advances what is under way.
+    virtual Busy poll() noexcept = 0;
 
 protected:
     ~Attendant() = default;
@@ -53,7 +61,10 @@ template <class Over>
 bool wait_attending(std::unique_lock<std::mutex> &lock, std::condition_variable &changed, std::deque<Message> &inbox,
                     const Deadline &deadline, Attendant *attendant, Over &&over) {
     if (attendant == nullptr) return changed.wait_until(lock, deadline.at(), over);
-    constexpr std::chrono::microseconds soon{50};
+    // A nap takes several times as long as it is asked to, so what is short is waited for without one.
+    constexpr std::chrono::microseconds watch{200}, nap{20};
+    bool waiting = false;
+    auto waiting_since = Deadline::clock::now();
     while (!over()) {
         if (deadline.passed()) return false;
         if (!inbox.empty()) {
@@ -63,12 +74,19 @@ bool wait_attending(std::unique_lock<std::mutex> &lock, std::condition_variable 
             attendant->on_message(message);
             message = {};  // outside the lock: what it keeps may have a lock of its own
             lock.lock();
+            waiting = false;
             continue;
         }
         lock.unlock();
-        const bool busy = attendant->poll();
+        const Busy busy = attendant->poll();
+        const auto now = Deadline::clock::now();
+        if (!waiting) waiting_since = now;
+        waiting = busy == Busy::waiting;
+        const bool watching = waiting && now - waiting_since < watch;
+        if (watching) std::this_thread::yield();
         lock.lock();
-        const auto until = busy ? std::min(deadline.at(), Deadline::clock::now() + soon) : deadline.at();
+        if (watching || busy == Busy::working) continue;
+        const auto until = waiting ? std::min(deadline.at(), now + nap) : deadline.at();
         changed.wait_until(lock, until, [&] { return over() || !inbox.empty(); });
     }
     return true;

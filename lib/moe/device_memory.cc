@@ -263,6 +263,27 @@ GpuName Device::gpu_name() const {
     return name;
 }
 
+Stream::Stream(const Device &device) : device_(device) {
+#if MOELINK_CUDA
+    if (!device.on_cuda()) return;
+    DeviceGuard guard(device_);
+    CUstream stream = nullptr;
+    check(cuda().stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+    stream_ = stream;
+#endif
+}
+
+Stream::~Stream() {
+#if MOELINK_CUDA
+    if (stream_ == nullptr) return;
+    try {
+        DeviceGuard guard(device_);
+        cuda().stream_destroy(native(stream_));
+    } catch (const Error &) {  // the context is gone, and the stream with it
+    }
+#endif
+}
+
 Mark::Mark([[maybe_unused]] const Device &device, [[maybe_unused]] moelink_stream stream) {
 #if MOELINK_CUDA
     if (!device.on_cuda()) return;

@@ -95,6 +95,20 @@ private:
     void *pointer_ = nullptr;
 };
 
+// A stream that waits for no other; NULL on the host.
+class Stream {
+public:
+    explicit Stream(const Device &device);
+    ~Stream();
+    Stream(const Stream &) = delete;
+    Stream &operator=(const Stream &) = delete;
+    moelink_stream get() const { return stream_; }
+
+private:
+    Device device_;
+    moelink_stream stream_ = nullptr;
+};
+
 // A point in a stream that the host can ask for. On the host device, and when empty, it has passed.
 class Mark {
 public:

@@ -87,7 +87,7 @@ void callers(rank_context *ctx) {
 void test_callers(void **) { run(MOELINK_EPLB_COMM_NCCL, &callers, "the caller's, in use"); }
 
 void rearranged(rank_context *ctx) {
-    const model_options options = {4, 12, 20, MOELINK_EPLB_COMM_NCCL_OWN, EXCHANGE_PLAIN, 2, 0, 3000, 0};
+    const model_options options = {4, 12, 20, MOELINK_EPLB_COMM_NCCL_OWN, EXCHANGE_PLAIN, 2, 0, MOELINK_EPLB_OVERLAP_ALWAYS, 3000, 0};
     rearrange_model model = model_make(ctx, &options);
     moelink_eplb_rearrange_params params = model_params(&model);
     params.flags = MOELINK_EPLB_REARRANGE_F_PROFILE;

@@ -56,6 +56,9 @@ static void test_published_matrix(void **state) {
             options.staging = 1 + (int)i % 3;
             options.flags = i % 2 == 0 ? MOELINK_EPLB_COMM_F_CHECKSUM : 0;
             run(&options, sizes[i][0], 0, "published sizes", exact);
+            options.staging = 2 + (int)i % 3;
+            options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+            run(&options, sizes[i][0], way == 2, "published sizes, overlapping", exact);
         }
     }
 }
@@ -68,6 +71,8 @@ static void test_many_ranks(void **state) {
     run(&options, 1, 0, "1 rank", exact);
     options.experts = 4; /* hot ones */
     run(&options, 8, 1, "few experts", exact);
+    options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+    run(&options, 8, 1, "few experts, overlapping", exact);
 }
 
 static void checked(rank_context *ctx) {
@@ -86,6 +91,76 @@ static void test_checksums(void **state) {
     model_options options = usual;
     options.flags = MOELINK_EPLB_COMM_F_CHECKSUM;
     run(&options, 3, 0, "checksums", checked);
+}
+
+/* ---- Batches that overlap ---- */
+
+/* As many as the plan says, whenever that is asked for or is worth it, and the staging is used to the full. */
+static void overlapping(rank_context *ctx) {
+    rearrange_model model = model_make(ctx, ctx->user);
+    moelink_eplb_rearrange_params params = model_params(&model);
+    moelink_eplb_transfer_params planned = MOELINK_EPLB_TRANSFER_PARAMS_INIT;
+    moelink_eplb_transfer_summary summary = MOELINK_EPLB_TRANSFER_SUMMARY_INIT;
+    moelink_eplb_transfer *plan = NULL;
+    const int32_t staging = ((const model_options *)ctx->user)->staging;
+    planned.old_map = model.old_map;
+    planned.new_map = model.new_map;
+    planned.staging = staging;
+    planned.flags = MOELINK_EPLB_TRANSFER_F_OVERLAP;
+    RANK_OK(ctx, moelink_eplb_transfer_create(&model.shape, &planned, &plan));
+    RANK_OK(ctx, moelink_eplb_transfer_summarize(plan, &summary));
+    moelink_eplb_transfer_destroy(plan);
+    RANK_CHECK(ctx, summary.early_batches > 2);
+
+    moelink_eplb_rearrange_result result = model_rearrange(ctx, &model, &params);
+    RANK_EQUAL(ctx, result.batches, summary.batches);
+    RANK_EQUAL(ctx, result.overlapped, summary.early_batches);
+    int32_t staged[RANKS_MAX], most = 0;
+    RANK_OK(ctx, moelink_group_allgather(ctx->group, &result.staging, staged, sizeof *staged));
+    for (int rank = 0; rank < ctx->size; ++rank) most = staged[rank] > most ? staged[rank] : most;
+    RANK_EQUAL(ctx, most, staging / 2 * 2);
+
+    static const struct {
+        uint32_t overlap, flags;
+        int32_t staging;
+    } apart[] = {{MOELINK_EPLB_OVERLAP_NEVER, 0, 0},
+                 {MOELINK_EPLB_OVERLAP_AUTO, 0, 0}, /* a few bytes */
+                 {MOELINK_EPLB_OVERLAP_ALWAYS, MOELINK_EPLB_REARRANGE_F_ROUNDS, 0},
+                 {MOELINK_EPLB_OVERLAP_ALWAYS, 0, 1}};
+    for (size_t i = 0; i < sizeof apart / sizeof *apart; ++i) {
+        model_fill(ctx, &model);
+        params.overlap = apart[i].overlap;
+        params.flags = apart[i].flags;
+        params.staging = apart[i].staging;
+        result = model_rearrange(ctx, &model, &params);
+        RANK_EQUAL(ctx, result.overlapped, 0);
+    }
+    model_free(ctx, &model);
+}
+
+/* Experts large enough for it to be chosen. */
+static void large(rank_context *ctx) {
+    rearrange_model model = model_make(ctx, ctx->user);
+    const moelink_eplb_rearrange_params params = model_params(&model);
+    RANK_CHECK(ctx, 8 * exchange_expert_bytes(&model.layers[0]) > 64u << 20);
+    const moelink_eplb_rearrange_result result = model_rearrange(ctx, &model, &params);
+    RANK_CHECK(ctx, result.overlapped > 0);
+    model_free(ctx, &model);
+}
+
+static void test_overlapping(void **state) {
+    (void)state;
+    model_options options = {.layers = 4, .slots = 5, .experts = 14, .kind = MOELINK_EPLB_COMM_READ, .scale = 300};
+    options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+    for (int staging = 2; staging <= 5; ++staging) {
+        options.staging = staging;
+        options.place = staging % 2 == 0 ? EXCHANGE_MEMORY : EXCHANGE_PLAIN;
+        options.flags = staging == 4 ? MOELINK_EPLB_COMM_F_CHECKSUM : 0;
+        run(&options, 4, staging == 3, "overlapping", overlapping);
+    }
+    options = (model_options){.layers = 2, .slots = 3, .experts = 5, .kind = MOELINK_EPLB_COMM_READ, .staging = 8, .scale = 90000};
+    options.place = EXCHANGE_MEMORY;
+    run(&options, 2, 0, "large experts", large);
 }
 
 /* ---- Parts ---- */
@@ -142,11 +217,13 @@ static void in_parts(rank_context *ctx) {
 
 static void test_parts(void **state) {
     (void)state;
+    model_options options = usual;
     for (int staging = 1; staging <= 3; ++staging) {
-        model_options options = usual;
         options.staging = staging;
         run(&options, 4, 0, "in parts", in_parts);
     }
+    options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+    run(&options, 4, 0, "in parts, overlapping", in_parts);
 }
 
 /* ---- Profile ---- */
@@ -189,6 +266,10 @@ static void test_profile(void **state) {
     (void)state;
     run(&usual, 2, 0, "profile", profile);
     run(&usual, 4, 1, "profile", profile);
+    model_options options = usual;
+    options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+    options.staging = 4;
+    run(&options, 4, 0, "profile, overlapping", profile);
 }
 
 /* ---- Callbacks ---- */
@@ -252,6 +333,8 @@ static void test_callbacks(void **state) {
     options.layers = 4;
     options.experts = 8;
     run(&options, 3, 0, "callbacks", callbacks);
+    options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+    run(&options, 3, 0, "callbacks, overlapping", callbacks);
 }
 
 /* ---- Other numbers of ranks ---- */
@@ -343,6 +426,8 @@ static void test_staging(void **state) {
     model_options options = {.layers = 58, .slots = 36, .experts = 256, .kind = MOELINK_EPLB_COMM_READ, .staging = 4, .scale = 4};
     options.place = EXCHANGE_MEMORY;
     run(&options, 8, 0, "DeepSeek-V3.2, EP8", deepseek);
+    options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+    run(&options, 8, 0, "DeepSeek-V3.2, EP8, overlapping", deepseek);
 }
 
 int main(void) {
@@ -351,7 +436,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published_matrix), cmocka_unit_test(test_many_ranks), cmocka_unit_test(test_checksums),
         cmocka_unit_test(test_parts),            cmocka_unit_test(test_profile),    cmocka_unit_test(test_callbacks),
-        cmocka_unit_test(test_rank_maps),        cmocka_unit_test(test_staging),
+        cmocka_unit_test(test_rank_maps),        cmocka_unit_test(test_staging),    cmocka_unit_test(test_overlapping),
     };
     return cmocka_run_group_tests_name("rearrangement", tests, NULL, NULL);
 }

@@ -11,12 +11,13 @@
 
 #include <cmocka.h>
 
-static void run(const char *name, int ranks, uint64_t seed, rank_function function) {
+static void run(const char *name, int ranks, uint64_t seed, rank_function function, void *user) {
     rank_options options;
     memset(&options, 0, sizeof options);
     options.size = ranks;
     options.seed = seed;
     options.name = name;
+    options.user = user;
     assert_int_equal(ranks_run(&options, function), 0);
 }
 
@@ -28,15 +29,18 @@ struct murder {
     model_options options;
     int victim;
     const char *unit; /* "round" or "batch" */
-    int number;
-    const char *step;
-    char sign[96]; /* the start of the message at which it happens */
+    int number;       /* the first of them at which it may happen */
+    const char *step; /* the start of the message at which it does */
 };
 
 static void kill_at(void *user, int32_t level, const char *text) {
     const struct murder *murder = user;
+    const size_t unit = strlen(murder->unit);
+    int number = 0, rank = -1, at = 0;
     (void)level;
-    if (strncmp(text, murder->sign, strlen(murder->sign)) == 0) raise(SIGKILL);
+    if (strncmp(text, murder->unit, unit) != 0 || sscanf(text + unit, " %d: rank %d %n", &number, &rank, &at) != 2) return;
+    if (number < murder->number || rank != murder->victim) return;
+    if (strncmp(text + unit + at, murder->step, strlen(murder->step)) == 0) raise(SIGKILL);
 }
 
 static void killed(rank_context *ctx) {
@@ -44,8 +48,7 @@ static void killed(rank_context *ctx) {
     rearrange_model model = model_make(ctx, &murder.options);
     moelink_eplb_rearrange_params params = model_params(&model);
     moelink_eplb_rearrange_result result = model_result(&model);
-    snprintf(murder.sign, sizeof murder.sign, "%s %d: rank %d %s", murder.unit, murder.number, murder.victim, murder.step);
-    rank_scene(ctx, "%s", murder.sign);
+    rank_scene(ctx, "%s %d: rank %d %s, overlap %u", murder.unit, murder.number, murder.victim, murder.step, murder.options.overlap);
     if (ctx->rank == murder.victim) {
         RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_DEBUG));
         moelink_log_set_callback(kill_at, &murder);
@@ -77,14 +80,18 @@ static void test_killed(void **state) {
                   {"round", 4, "has expert"},  {"round", 2, "votes"},                 {"round", 5, "knows that all agree"},
                   {"round", 3, "is done"},     {"batch", 2, "fills its slots"},       {"batch", 3, "has filled its slots"}};
     for (size_t i = 0; i < sizeof deaths / sizeof *deaths; ++i) {
-        for (int way = 0; way < 2; ++way) {
+        for (int way = 0; way < 4; ++way) {
             struct murder murder = {.options = usual, .victim = (int)(i + (size_t)way) % 4};
             murder.unit = deaths[i].unit;
             murder.number = deaths[i].number;
             murder.step = deaths[i].step;
-            murder.options.kind = way == 0 ? MOELINK_EPLB_COMM_STAGED : MOELINK_EPLB_COMM_READ;
-            murder.options.place = way == 0 ? EXCHANGE_PLAIN : EXCHANGE_MEMORY;
+            murder.options.kind = way % 2 == 0 ? MOELINK_EPLB_COMM_STAGED : MOELINK_EPLB_COMM_READ;
+            murder.options.place = way % 2 == 0 ? EXCHANGE_PLAIN : EXCHANGE_MEMORY;
             murder.options.staging = 1 + (int)i % 2;
+            if (way >= 2) {
+                murder.options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+                murder.options.staging *= 2;
+            }
             rank_options options;
             memset(&options, 0, sizeof options);
             options.size = 4;
@@ -117,7 +124,8 @@ static void sleep_at(void *user, int32_t level, const char *text) {
  * was staged over several batches. */
 static void late(rank_context *ctx) {
     model_options options = usual;
-    options.staging = 1;
+    options.overlap = *(const uint32_t *)ctx->user;
+    options.staging = options.overlap == MOELINK_EPLB_OVERLAP_ALWAYS ? 2 : 1;
     options.experts = 20; /* one for each slot: nothing but rings */
     options.timeout_ns = ROUND_NS;
     rearrange_model model = model_make(ctx, &options);
@@ -156,7 +164,7 @@ static void late(rank_context *ctx) {
 
 static void test_late(void **state) {
     (void)state;
-    run("late", 4, 5, late);
+    for (uint32_t overlap = MOELINK_EPLB_OVERLAP_NEVER; overlap <= MOELINK_EPLB_OVERLAP_ALWAYS; ++overlap) run("late", 4, 5, late, &overlap);
 }
 
 /* ---- What cannot be ---- */
@@ -197,8 +205,8 @@ static void refusals(rank_context *ctx) {
     refused(ctx, &model, &shape, &params, invalid, "struct_size is 0");
     params = good, params.layers = NULL;
     refused(ctx, &model, &shape, &params, invalid, "layer 0 is not registered");
-    params = good, params.reserved = 1;
-    refused(ctx, &model, &shape, &params, invalid, "params.reserved is 1");
+    params = good, params.overlap = 3;
+    refused(ctx, &model, &shape, &params, invalid, "params.overlap is 3");
     params = good, params.old_ranks = 1, params.old_count = 15;
     refused(ctx, &model, &shape, &params, invalid, "needs a rank_mapping");
     shape.ranks = 1;
@@ -229,6 +237,8 @@ static void refusals(rank_context *ctx) {
     params = good, params.staging = ctx->rank == 1 ? -1 : 0;
     refused(ctx, &model, &shape, &params, invalid, "rank 1: params.staging is -1");
     params = good, params.staging = ctx->rank == 1 ? 1 : 2;
+    refused(ctx, &model, &shape, &params, MOELINK_ERR_MISMATCH, "rank 1 passes other maps");
+    params = good, params.overlap = ctx->rank == 1 ? MOELINK_EPLB_OVERLAP_NEVER : MOELINK_EPLB_OVERLAP_ALWAYS;
     refused(ctx, &model, &shape, &params, MOELINK_ERR_MISMATCH, "rank 1 passes other maps");
     int32_t *other = model.new_map + 7;
     const int32_t was = *other;
@@ -268,8 +278,8 @@ static void direct(rank_context *ctx) {
 
 static void test_refusals(void **state) {
     (void)state;
-    run("refusals", 2, 2, refusals);
-    run("direct", 2, 2, direct);
+    run("refusals", 2, 2, refusals, NULL);
+    run("direct", 2, 2, direct, NULL);
 }
 
 int main(void) {

@@ -23,6 +23,7 @@ rearrange_model model_make(rank_context *ctx, const model_options *options) {
     model.shape.slots = options->slots * ctx->size;
     model.shape.threads = 1;
     model.slots = options->slots;
+    model.overlap = options->overlap;
     model.old_map = ints(ctx, all_slots(&model));
     model.new_map = ints(ctx, all_slots(&model));
     model.map = ints(ctx, all_slots(&model));
@@ -69,6 +70,7 @@ moelink_eplb_rearrange_params model_params(const rearrange_model *model) {
     params.new_map = model->new_map;
     params.old_count = params.new_count = all_slots(model);
     params.layers = model->numbers;
+    params.overlap = model->overlap;
     return params;
 }
 

@@ -18,6 +18,7 @@ typedef struct rearrange_model {
     int32_t *old_map, *new_map; /* [layers, slots of all ranks] as the ranks act */
     int32_t *held;              /* [layers, slots of this rank] what the slots' bytes are */
     int32_t *map;               /* [layers, slots of all ranks] for results */
+    uint32_t overlap;
     moelink_eplb_comm *comm;
 } rearrange_model;
 
@@ -27,6 +28,7 @@ typedef struct model_options {
     int place;      /* EXCHANGE_* */
     int staging;    /* of the communicator */
     uint32_t flags; /* of the communicator */
+    uint32_t overlap; /* of params */
     uint64_t scale;
     uint64_t timeout_ns; /* 0: the group's */
 } model_options;

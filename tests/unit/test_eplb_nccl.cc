@@ -87,7 +87,7 @@ void test_direct(void **) {
 
 // Whole models, and what a profiling run does where NCCL will want memory of its own.
 void rearranged(rank_context *ctx) {
-    const model_options options = {3, 4, 2 * ctx->size + 2, MOELINK_EPLB_COMM_NCCL_OWN, EXCHANGE_PLAIN, 2, 0, 50, 0};
+    const model_options options = {3, 4, 2 * ctx->size + 2, MOELINK_EPLB_COMM_NCCL_OWN, EXCHANGE_PLAIN, 2, 0, MOELINK_EPLB_OVERLAP_ALWAYS, 50, 0};
     rearrange_model model = model_make(ctx, &options);
     moelink_eplb_rearrange_params params = model_params(&model);
     moelink_eplb_rearrange_result result = model_result(&model);

@@ -30,7 +30,7 @@ constexpr uint64_t second = 1'000'000'000;
 class Box final : public moelink::Attendant {
 public:
     void on_message(const Message &message) noexcept override { got.push_back(message); }
-    bool poll() noexcept override { return false; }
+    moelink::Busy poll() noexcept override { return moelink::Busy::no; }
     std::vector<Message> got;
 };
 
@@ -135,7 +135,7 @@ void test_served_while_waiting(void **) {
             } catch (const std::exception &) {
             }
         }
-        bool poll() noexcept override { return ++polls_ % 3 != 0; }
+        moelink::Busy poll() noexcept override { return static_cast<moelink::Busy>(++polls_ % 3); }
 
     private:
         Group &group_;
