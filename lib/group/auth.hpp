@@ -12,7 +12,7 @@
 
 namespace moelink {
 
-constexpr uint32_t protocol_version = 1;
+constexpr uint32_t protocol_version = 2;
 
 using Secret = std::array<uint8_t, 32>;
 using Session = std::array<uint8_t, 16>;  // names one group; every split has its own
