@@ -7,6 +7,15 @@
 
 namespace perf {
 
+namespace {
+
+uint32_t overlap_of(const std::string &name) {
+    if (name == "never") return MOELINK_EPLB_OVERLAP_NEVER;
+    return name == "always" ? MOELINK_EPLB_OVERLAP_ALWAYS : MOELINK_EPLB_OVERLAP_AUTO;
+}
+
+}  // namespace
+
 Mover::Mover(const Session &session, const EplbOptions &options, const Weights &weights)
     : session_(session), options_(options) {
     int32_t kind = 0;
@@ -50,6 +59,7 @@ double Mover::move(const Map &from, const Map &to) {
     params.new_map = to.data();
     params.old_count = static_cast<int64_t>(from.size());
     params.new_count = static_cast<int64_t>(to.size());
+    params.overlap = overlap_of(options_.overlap);
     moelink_eplb_rearrange_result result = MOELINK_EPLB_REARRANGE_RESULT_INIT;
     session_.barrier();
     const auto start = std::chrono::steady_clock::now();
@@ -57,6 +67,7 @@ double Mover::move(const Map &from, const Map &to) {
     const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     staged_ = std::max(staged_, result.staging);
     batches_ = result.batches;
+    overlapped_ = result.overlapped;
     return ms;
 }
 

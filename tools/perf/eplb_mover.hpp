@@ -27,6 +27,8 @@ public:
     // Most experts that this rank has had staged at once, and batches of the last move.
     int32_t staged() const { return staged_; }
     int64_t batches() const { return batches_; }
+    // Of these, those whose transfers began before the one before them had ended.
+    int64_t overlapped() const { return overlapped_; }
     // The kind in use, and why.
     std::string describe() const;
 
@@ -41,6 +43,7 @@ private:
     std::unique_ptr<moelink_eplb_comm, Closer> comm_;
     int32_t staged_ = 0;
     int64_t batches_ = 0;
+    int64_t overlapped_ = 0;
 };
 
 }  // namespace perf

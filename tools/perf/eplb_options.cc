@@ -40,6 +40,10 @@ void add_eplb(CLI::App &app, EplbOptions &options) {
     app.add_option("--staging", options.staging, "experts that a rank may have on their way beside its live rows")
         ->check(CLI::Range(1, 1 << 16))
         ->capture_default_str();
+    app.add_option("--overlap", options.overlap,
+                   "whether a batch's transfers begin before the one before it has ended: auto (where experts are large), never or always")
+        ->check(CLI::IsMember({"auto", "never", "always"}))
+        ->capture_default_str();
     app.add_option("--expert-bytes", options.expert_bytes, "[bytes] of one expert's weights in one layer")
         ->check(CLI::Range(uint64_t{16}, uint64_t{1} << 32))
         ->capture_default_str();

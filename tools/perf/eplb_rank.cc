@@ -145,6 +145,7 @@ private:
                                   {"move_ms", ms},
                                   {"move_samples", options_.repeat},
                                   {"batches", mover_.batches()},
+                                  {"overlapped", mover_.overlapped()},
                                   {"staged_experts", mover_.staged()},
                                   {"staging_bytes", mover_.staging_bytes()},
                                   {"host_bytes", mover_.host_bytes()},

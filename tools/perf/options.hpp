@@ -73,6 +73,7 @@ struct EplbOptions : RunOptions {
     int changes = 0;  // of traffic; 0: all that the load file has
     std::string back_end = "auto";
     int staging = 4;  // experts
+    std::string overlap = "auto";
     uint64_t expert_bytes = 65536;
     bool from_scratch = false;
     bool check = false;
@@ -89,7 +90,7 @@ struct EplbOptions : RunOptions {
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EplbOptions, device, ranks, threads, check, seed, timeout, json, loads, layers, experts, slots,
-                                   changes, back_end, staging, expert_bytes, from_scratch, checksum, repeat, manager, tokens, topk,
+                                   changes, back_end, staging, overlap, expert_bytes, from_scratch, checksum, repeat, manager, tokens, topk,
                                    hidden, dtype, policy, iterations, warmup, corrupt)
 
 struct LinkOptions {
