@@ -48,7 +48,7 @@ enum moelink_manager_flags {
     MOELINK_MANAGER_F_DETERMINISTIC = 2,
     MOELINK_MANAGER_F_NCCL = 4,    /**< ALLGATHER_REDUCESCATTER on CUDA: NCCL even where the ranks have symmetric memory. The same on every rank */
     /** Each dispatch gives a buffer for each payload it sends: TWO_SIDED then allocates no memory that grows with tokens for received
-     *  payloads. The same on every rank */
+     *  payloads, so it has no layout but RANK_MAJOR. The same on every rank */
     MOELINK_MANAGER_F_NO_VIEWS = 8,
     /** RANK_MAJOR dispatches too write their counts for moelink_dispatch_counts, which costs a launch; other layouts always do. The same on
      *  every rank */

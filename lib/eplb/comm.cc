@@ -280,16 +280,12 @@ void Comm::finish() {
     const Round &round = flight->round;
     try {
         end(*flight);
-        // From here on every rank has agreed: what fails now is this rank's device.
-        try {
+        or_poison([&] {
             for (size_t i = 0; i < round.receives.size(); ++i) {
                 if (!flight->destinations[i].empty()) copy_strips(device_, flight->destinations[i], round.receives[i].rows, stream_);
             }
             device_.synchronize(stream_);
-        } catch (const Error &error) {
-            poison(error.text());
-            throw;
-        }
+        });
     } catch (const Error &error) {
         call_off({error.status(), error.text()});
         throw;

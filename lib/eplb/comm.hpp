@@ -46,6 +46,16 @@ public:
     void start();
     // Collective, for the oldest that is under way; after an error none is.
     void finish();
+    // Local. For what all ranks have agreed on: where it fails, this rank's slots are not what they should be.
+    template <class Body>
+    void or_poison(Body &&body) {
+        try {
+            body();
+        } catch (const Error &error) {
+            poison(error.text());
+            throw;
+        }
+    }
     // Collective where any is under way: those fail on all ranks, and when this returns nobody reads their rows any more.
     void call_off(const Outcome &why);
     bool can_overlap() const { return row_ != nullptr && !row_->together; }

@@ -190,7 +190,7 @@ void Rearrangement::run() {
             end(result_.position);
             ++result_.position;
         }
-        comm_.device().synchronize(comm_.stream());
+        comm_.or_poison([&] { comm_.device().synchronize(comm_.stream()); });
     });
     if (outcome.status != MOELINK_OK) comm_.call_off(outcome);
     call_back();
@@ -244,7 +244,9 @@ void Rearrangement::end(int64_t batch) {
         if (overlap_ && has_transfers(moves)) comm_.finish();
         // Every rank has what it wants and reads no other's slots any more.
         log(MOELINK_LOG_DEBUG, "batch {}: rank {} fills its slots", batch, rank_);
-        for (const moelink_eplb_move &move : moves) make_local(layer, move);
+        comm_.or_poison([&] {
+            for (const moelink_eplb_move &move : moves) make_local(layer, move);
+        });
         log(MOELINK_LOG_DEBUG, "batch {}: rank {} has filled its slots", batch, rank_);
     }
     const Staged come = coming_to(batch);

@@ -91,7 +91,14 @@ FifoPlan plan_fifos(const Config &config, int ranks, bool on_cuda) {
     plan.table_bytes = own.at();
 
     Cursor views;
-    if ((config.flags & MOELINK_MANAGER_F_NO_VIEWS) == 0) {
+    const bool no_views = (config.flags & MOELINK_MANAGER_F_NO_VIEWS) != 0;
+    if (no_views && config.layouts != 1u << MOELINK_LAYOUT_RANK_MAJOR) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT,
+             "config.layouts is {:#x} and config.flags has MOELINK_MANAGER_F_NO_VIEWS: layouts other than RANK_MAJOR are made of received rows, "
+             "for which that leaves no memory",
+             config.layouts);
+    }
+    if (!no_views) {
         for (uint64_t row_bytes : config.payload_row_bytes) {
             plan.view_strides.push_back(plane_stride(row_bytes));
             plan.view_offsets.push_back(views.take({r, capacity, plan.view_strides.back()}));

@@ -456,6 +456,9 @@ static void smallest(rank_context *ctx) {
     args.payload_count = 1;
     RANK_STATUS(ctx, moelink_dispatch(manager, &args, stream, &out), MOELINK_ERR_INVALID_ARGUMENT);
     RANK_TEXT(ctx, moelink_last_error(), "NO_VIEWS");
+    config.layouts = 1u << MOELINK_LAYOUT_PACKED;
+    RANK_STATUS(ctx, moelink_manager_reinit(manager, &config), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_TEXT(ctx, moelink_last_error(), "NO_VIEWS");
     expect_state(ctx, manager, MOELINK_STATE_READY, 5);
     moelink_manager_destroy(manager);
     device_stream_destroy(ctx, stream);
