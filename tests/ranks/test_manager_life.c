@@ -20,16 +20,6 @@ static moelink_manager *create(rank_context *ctx, moelink_group *group, int32_t 
     return manager;
 }
 
-static void expect_state(rank_context *ctx, int line, const moelink_manager *manager, int32_t state, uint64_t generation) {
-    int32_t got = -1;
-    uint64_t number = 99;
-    RANK_OK(ctx, moelink_manager_state_of(manager, &got, &number));
-    if (got == state && number == generation) return;
-    rank_fail(ctx, __FILE__, line, "state %d and generation %llu, expected %d and %llu", got, (unsigned long long)number, state,
-              (unsigned long long)generation);
-}
-#define EXPECT_STATE(ctx, manager, state, generation) expect_state((ctx), __LINE__, (manager), (state), (generation))
-
 static moe_geometry geometry_of(const rank_context *ctx, int tokens, int top_k) {
     moe_geometry geometry;
     moe_geometry_plain(ctx->size, tokens, top_k, 5 * ctx->size + 1, 48, MOELINK_DTYPE_F32, &geometry);
@@ -78,7 +68,7 @@ static void life(rank_context *ctx, int32_t kind, moelink_stream stream) {
     moelink_combine_args combine = MOELINK_COMBINE_ARGS_INIT;
     small_config.timeout_ns = UINT64_MAX; /* for ever, not "already over" */
     moelink_manager *manager = create(ctx, ctx->group, kind);
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_CREATED, 0);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_CREATED, 0);
     expect_no_sizes(ctx, manager);
     RANK_STATUS(ctx, moelink_dispatch(manager, &dispatch, stream, &dispatched), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_combine(manager, &combine, stream), MOELINK_ERR_INVALID_STATE);
@@ -88,7 +78,7 @@ static void life(rank_context *ctx, int32_t kind, moelink_stream stream) {
 
     RANK_OK(ctx, moelink_manager_query(ctx->group, kind, &small_config, &query));
     RANK_OK(ctx, moelink_manager_init(manager, &small_config));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
     RANK_OK(ctx, moelink_manager_sizes_of(manager, &have));
     RANK_EQUAL(ctx, have.slots_per_rank, 20);
     RANK_EQUAL(ctx, have.slots_per_rank, query.slots_per_rank);
@@ -101,35 +91,35 @@ static void life(rank_context *ctx, int32_t kind, moelink_stream stream) {
 
     RANK_STATUS(ctx, moelink_manager_init(manager, &large_config), MOELINK_ERR_INVALID_STATE);
     RANK_TEXT(ctx, moelink_manager_error(manager), "initialised");
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
     RANK_OK(ctx, moelink_manager_ensure(manager, &small_config));
     RANK_OK(ctx, moelink_manager_ensure(manager, &small_config));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
     moe_work(ctx, manager, kind, &small, 2, stream);
 
     RANK_OK(ctx, moelink_manager_reinit(manager, &large_config));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
     RANK_OK(ctx, moelink_manager_sizes_of(manager, &have));
     RANK_EQUAL(ctx, have.slots_per_rank, 50);
     moe_work(ctx, manager, kind, &large, 3, stream);
     RANK_OK(ctx, moelink_manager_reinit(manager, &small_config));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 3);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 3);
     RANK_OK(ctx, moelink_manager_sizes_of(manager, &have));
     RANK_EQUAL(ctx, have.slots_per_rank, 20);
     RANK_EQUAL(ctx, have.dispatch_bytes, query.dispatch_bytes);
     moe_work(ctx, manager, kind, &small, 4, stream);
 
     RANK_OK(ctx, moelink_manager_cleanup(manager));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_CREATED, 3);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_CREATED, 3);
     expect_no_sizes(ctx, manager);
     RANK_OK(ctx, moelink_manager_cleanup(manager));
     RANK_STATUS(ctx, moelink_dispatch(manager, &dispatch, stream, &dispatched), MOELINK_ERR_INVALID_STATE);
     RANK_OK(ctx, moelink_manager_init(manager, &large_config));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 4);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 4);
     moe_work(ctx, manager, kind, &large, 5, stream);
     RANK_OK(ctx, moelink_manager_cleanup(manager));
     RANK_OK(ctx, moelink_manager_ensure(manager, &small_config));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 5);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 5);
     moe_work(ctx, manager, kind, &small, 6, stream);
     moelink_manager_destroy(manager);
     moelink_manager_destroy(NULL);
@@ -170,7 +160,7 @@ static void orders(rank_context *ctx, int32_t kind, moelink_stream stream) {
             moe_flight_prepare(ctx, &flight, manager, kind, &geometry, &round, stream);
             moe_flight_dispatch(ctx, &flight, manager);
             moe_flight_check_dispatch(ctx, &flight);
-            EXPECT_STATE(ctx, manager, MOELINK_STATE_DISPATCHED, 1);
+            MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_DISPATCHED, 1);
             moelink_manager_destroy(manager);
             moe_flight_free(ctx, &flight);
         } else {
@@ -232,29 +222,29 @@ static void failures(rank_context *ctx, int32_t kind, moelink_stream stream) {
             RANK_TEXT(ctx, moelink_last_error(), one);
             RANK_TEXT(ctx, moelink_last_error(), other);
             RANK_TEXT(ctx, moelink_manager_error(manager), other);
-            EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
+            MOE_EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
         }
         if (last) config.max_tokens = -3; /* a bad value on one rank is every rank's error */
         RANK_STATUS(ctx, call(manager, &config), MOELINK_ERR_INVALID_ARGUMENT);
         RANK_TEXT(ctx, moelink_last_error(), "-3");
         if (!last) RANK_TEXT(ctx, moelink_last_error(), "rank");
-        EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
+        MOE_EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
 
         uint64_t huge[2] = {1u << 30, 1u << 30};
         config = good;
         config.payload_row_bytes = huge;
         config.max_tokens = 1 << 24;
         RANK_STATUS(ctx, call(manager, &config), MOELINK_ERR_OUT_OF_MEMORY);
-        EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
+        MOE_EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
         config.slots = MOELINK_MAX_SLOTS; /* beyond 64 bits */
         config.max_tokens = 1 << 24;
         config.top_k = MOELINK_MAX_TOP_K;
         config.combine_row_bytes = 1u << 30;
         RANK_STATUS(ctx, call(manager, &config), MOELINK_ERR_OUT_OF_MEMORY);
-        EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
+        MOE_EXPECT_STATE(ctx, manager, state, (uint64_t)ready);
         if (!ready) RANK_OK(ctx, moelink_manager_init(manager, &good));
         moe_work(ctx, manager, kind, &geometry, 1, stream);
-        EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+        MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
     }
     moelink_manager_destroy(manager);
 }
@@ -292,21 +282,21 @@ static void layers(rank_context *ctx, int32_t kind, moelink_stream stream) {
     moelink_manager *manager = create(ctx, ctx->group, kind);
     a.flags = MOELINK_MANAGER_F_NO_GROW; /* the first workspace is no growth */
     RANK_OK(ctx, moelink_manager_ensure(manager, &a));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
     b.flags = MOELINK_MANAGER_F_NO_GROW;
     RANK_STATUS(ctx, moelink_manager_ensure(manager, &b), MOELINK_ERR_INVALID_STATE);
     RANK_TEXT(ctx, moelink_last_error(), "16");
     RANK_TEXT(ctx, moelink_last_error(), "32");
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
     RANK_OK(ctx, moelink_manager_ensure(manager, &a));
     b.flags = 0;
     RANK_OK(ctx, moelink_manager_ensure(manager, &b));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
     RANK_OK(ctx, moelink_manager_ensure(manager, &a));
     b.flags = MOELINK_MANAGER_F_NO_GROW;
     RANK_OK(ctx, moelink_manager_ensure(manager, &b));
     RANK_OK(ctx, moelink_manager_ensure(manager, &c));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
     moe_work(ctx, manager, kind, &first, 1, stream);
     moe_work(ctx, manager, kind, &second, 2, stream);
     moe_work(ctx, manager, kind, &both, 3, stream);
@@ -328,7 +318,7 @@ static void layers(rank_context *ctx, int32_t kind, moelink_stream stream) {
     wrong = c;
     wrong.payload_count = 0;
     RANK_STATUS(ctx, moelink_manager_ensure(manager, &wrong), MOELINK_ERR_INVALID_ARGUMENT);
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 2);
 
     moe_flight flight; /* growth must not pull the workspace from under a round */
     moe_round round;
@@ -339,14 +329,14 @@ static void layers(rank_context *ctx, int32_t kind, moelink_stream stream) {
     moelink_manager_config larger = c;
     larger.max_tokens = 40;
     RANK_STATUS(ctx, moelink_manager_ensure(manager, &larger), MOELINK_ERR_INVALID_STATE);
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_DISPATCHED, 2);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_DISPATCHED, 2);
     moe_flight_check_dispatch(ctx, &flight);
     moe_flight_experts(ctx, &flight);
     moe_flight_combine(ctx, &flight, manager);
     moe_flight_check_combine(ctx, &flight);
     moe_flight_free(ctx, &flight);
     RANK_OK(ctx, moelink_manager_ensure(manager, &larger));
-    EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 3);
+    MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 3);
     moe_work(ctx, manager, kind, &both, 4, stream);
     moelink_manager_destroy(manager);
 }

@@ -162,6 +162,10 @@ void moe_flight_free(rank_context *ctx, moe_flight *flight);
  * stay as far apart as they are. */
 void moe_meet_threads(rank_context *ctx);
 
+/* Fails the rank unless the manager is in this state and generation. */
+void moe_expect_state(rank_context *ctx, const char *file, int line, const moelink_manager *manager, int32_t state, uint64_t generation);
+#define MOE_EXPECT_STATE(ctx, manager, state, generation) moe_expect_state((ctx), __FILE__, __LINE__, (manager), (state), (generation))
+
 /* All of it, and that the manager saw no fault. */
 void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
                    moelink_stream stream);

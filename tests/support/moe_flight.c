@@ -368,3 +368,12 @@ void moe_work(rank_context *ctx, moelink_manager *manager, int kind, const moe_g
         moe_round_run(ctx, manager, kind, geometry, &round, stream);
     }
 }
+
+void moe_expect_state(rank_context *ctx, const char *file, int line, const moelink_manager *manager, int32_t state, uint64_t generation) {
+    int32_t got = -1;
+    uint64_t number = 99;
+    RANK_OK(ctx, moelink_manager_state_of(manager, &got, &number));
+    if (got == state && number == generation) return;
+    rank_fail(ctx, file, line, "state %d and generation %llu, expected %d and %llu", got, (unsigned long long)number, state,
+              (unsigned long long)generation);
+}
