@@ -254,10 +254,11 @@ void Comm::execute() {
     finish();
 }
 
-void Comm::start() {
+void Comm::prepare_overlap() {
     if (!overlapped_) overlapped_ = std::make_unique<Stream>(device_);
-    launch(overlapped_->get());
 }
+
+void Comm::start() { launch(overlapped_->get()); }
 
 void Comm::launch(moelink_stream stream) {
     const bool idle = sends_.empty() && receives_.empty();

@@ -44,15 +44,18 @@ public:
     //
     // Local; what fails shows in finish. Rows must be stable once the communicator's stream has been waited for.
     void start();
+    // Local, before the first start.
+    void prepare_overlap();
     // Collective, for the oldest that is under way; after an error none is.
     void finish();
-    // Local. For what all ranks have agreed on: where it fails, this rank's slots are not what they should be.
+    // Local. For what all ranks have agreed on: where it fails, this rank's slots are not what they should be, and no rank goes on.
     template <class Body>
     void or_poison(Body &&body) {
         try {
             body();
         } catch (const Error &error) {
             poison(error.text());
+            group_->abort();
             throw;
         }
     }

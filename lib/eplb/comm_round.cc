@@ -153,17 +153,26 @@ void Exchange::guarded(Body &&body) noexcept {
     try {
         body();
     } catch (const LostRound &error) {
-        failed(error.status(), error.text(), true);
+        broke(error.status(), error.text(), true);
     } catch (const Error &error) {
-        failed(error.status(), error.text(), error.status() <= MOELINK_ERR_DEVICE);
+        broke(error.status(), error.text(), error.status() <= MOELINK_ERR_DEVICE);
     } catch (const std::bad_alloc &) {
-        failed(MOELINK_ERR_OUT_OF_MEMORY, "host memory is exhausted");
+        broke(MOELINK_ERR_OUT_OF_MEMORY, "host memory is exhausted", false);
     } catch (const std::exception &error) {
-        failed(MOELINK_ERR_INTERNAL, error.what());
+        broke(MOELINK_ERR_INTERNAL, error.what(), false);
     }
 }
 
-// The first failure is kept. A peer that may still wait for this rank is told by send_offers and on_offer.
+// A failure of this rank's own: those that may wait for its data are told at once. The others hear of it by its vote.
+void Exchange::broke(moelink_status status, std::string text, bool lost) noexcept {
+    const bool first = outcome_.status == MOELINK_OK;
+    failed(status, std::move(text), lost);
+    for (auto &[rank, peer] : peers_) {
+        if (first && peer.offered) attempt([&] { send_abort(rank); });
+    }
+}
+
+// The first failure is kept.
 void Exchange::failed(moelink_status status, std::string text, bool lost) {
     lost_ = lost_ || lost;
     if (outcome_.status != MOELINK_OK) return;
@@ -233,6 +242,7 @@ void Exchange::send_offer(int to, Peer &peer) {
 void Exchange::send_abort(int to) {
     const MessageHead head{round_.generation, kind_abort, static_cast<uint32_t>(-outcome_.status), 0, outcome_.text.size()};
     place_.group.send(to, make_message(head, outcome_.text.data(), outcome_.text.size()), deadline_);
+    if (auto found = peers_.find(to); found != peers_.end()) found->second.told = true;
 }
 
 bool Exchange::all_ready() const {
@@ -310,7 +320,7 @@ void Exchange::on_offer(int from, const uint8_t *body, uint64_t bytes) {
     Peer none;
     Peer &peer = known ? peers_[from] : none;
     guarded([&] { match(from, peer, body, bytes); });
-    if (outcome_.status != MOELINK_OK) return send_abort(from);
+    if (outcome_.status != MOELINK_OK) return peer.told ? void() : send_abort(from);
     peer.ready = true;
     settle_waits(from, peer);
     log(MOELINK_LOG_DEBUG, "round {}: rank {} has the offer of rank {}", round_.generation, place_.group.rank(), from);

@@ -79,6 +79,7 @@ private:
         std::vector<Transfer *> receives;  // by expert
         size_t missing = 0;                // receives that have not landed
         bool offered = false;              // our offer is out
+        bool told = false;                 // that this rank has failed
         bool ready = false;                // its offer is here, and matches
         bool timed = false;
     };
@@ -88,6 +89,7 @@ private:
     void send_offers();
     void send_offer(int to, Peer &peer);
     void send_abort(int to);
+    void broke(moelink_status status, std::string text, bool lost) noexcept;
     // Serves peers until it is reached or something has failed.
     void wait_until(const std::function<bool()> &reached);
     bool all_ready() const;

@@ -109,7 +109,10 @@ void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rea
     transfer.new_ranks = params_.new_ranks;
     transfer.staging = places_ = params_.staging == 0 ? places : params_.staging;
     overlap_ = overlaps();
-    if (overlap_) transfer.flags |= MOELINK_EPLB_TRANSFER_F_OVERLAP;
+    if (overlap_) {
+        transfer.flags |= MOELINK_EPLB_TRANSFER_F_OVERLAP;
+        comm_.prepare_overlap();
+    }
     transfer.step_bytes = params_.step_bytes;
     const TransferTask task = read_transfer(given, &transfer);
     plan_ = plan_transfer(task);

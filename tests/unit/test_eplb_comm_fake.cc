@@ -146,6 +146,7 @@ private:
         moelink_eplb_comm *comm = nullptr;
         moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
         params.chunk_bytes = 4096;
+        params.timeout_ns = 2'000'000'000;
         moelink_eplb_shape shape = MOELINK_EPLB_SHAPE_INIT;
         shape.layers = layers;
         shape.experts = all;
@@ -404,6 +405,7 @@ void expect_safe_when_calls_fail(const Doing &doing, int stride) {
             const std::string what = function + " " + std::to_string(number);
             for (const Outcome &outcome : outcomes) {
                 if (outcome.status < MOELINK_OK && outcome.error.empty()) fail_msg("%s: no text", what.c_str());
+                if (outcome.status == MOELINK_ERR_TIMEOUT) fail_msg("%s: nobody was told: %s", what.c_str(), outcome.error.c_str());
                 // The last copies put agreed experts into place: when the device refuses those, the rank's slots are lost.
                 const bool lost = outcome.info.state == MOELINK_EPLB_COMM_POISONED;
                 if (!lost && !outcome.wrong.empty()) fail_msg("%s: %s", what.c_str(), outcome.wrong.c_str());
