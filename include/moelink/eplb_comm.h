@@ -52,7 +52,8 @@ enum moelink_eplb_comm_flags {
     MOELINK_EPLB_COMM_F_CHECKSUM = 2,
     /** Rounds run while the model runs: AUTO never takes the caller's NCCL communicator, on which the two would deadlock. */
     MOELINK_EPLB_COMM_F_ASYNC = 4,
-    /** READ maps no memory of other processes, as if each were on a host of its own: UCX reads them, or they are staged. */
+    /** Ranks are taken for ranks of different hosts, whose memory is not mapped: UCX reads READ's rows and STAGED's rings, or chunks
+     *  are sent. */
     MOELINK_EPLB_COMM_F_NO_MAP = 8
 };
 
@@ -158,8 +159,8 @@ MOELINK_API moelink_status moelink_eplb_comm_query(const moelink_group *group, i
  *  Errors: INVALID_ARGUMENT; UNSUPPORTED or NO_DRIVER with the reason. */
 MOELINK_API moelink_status moelink_eplb_comm_create(moelink_group *group, int32_t kind, moelink_eplb_comm **out);
 
-/** Splits connections of its own off the group and chooses the kind: CREATED -> READY. For READ between hosts it loads UCX and
- *  tries it, for some seconds at most. Collective, host-blocking.
+/** Splits connections of its own off the group and chooses the kind: CREATED -> READY. For READ and STAGED between hosts it loads UCX
+ *  and tries it, for some seconds at most. Collective, host-blocking.
  *  Errors: INVALID_STATE when already initialised, INVALID_ARGUMENT, MISMATCH (the text names both values), UNSUPPORTED,
  *  NO_DRIVER, OUT_OF_MEMORY, TIMEOUT, PEER_EXITED; on every one of them the communicator is as before on all ranks. */
 MOELINK_API moelink_status moelink_eplb_comm_init(moelink_eplb_comm *comm, const moelink_eplb_comm_params *params);

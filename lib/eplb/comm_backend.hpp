@@ -121,11 +121,13 @@ struct CommKind {
     std::unique_ptr<CommBackend> (*make)(const CommBackendParams &params);
 };
 
-// A `make` for a back end whose constructor works on this rank alone.
+// A `make` for a back end whose constructor works on this rank alone, and whose meet is collective.
 template <class Backend>
 std::unique_ptr<CommBackend> make_comm_backend(const CommBackendParams &params) {
-    std::unique_ptr<CommBackend> made;
-    step(params.group, Deadline::after_ns(params.params.timeout_ns), [&] { made = std::make_unique<Backend>(params); });
+    const Deadline deadline = Deadline::after_ns(params.params.timeout_ns);
+    std::unique_ptr<Backend> made;
+    step(params.group, deadline, [&] { made = std::make_unique<Backend>(params); });
+    made->meet(deadline);
     return made;
 }
 

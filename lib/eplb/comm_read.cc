@@ -96,7 +96,7 @@ private:
 
 class Read final : public CommBackend {
 public:
-    explicit Read(const CommBackendParams &params) : reach_(params), room_(params), ucx_(params) {}
+    explicit Read(const CommBackendParams &params) : reach_(params), room_(params, PullRoom::Way::connections), ucx_(params) {}
 
     // Collective.
     void meet(const Deadline &deadline) {
@@ -151,14 +151,6 @@ private:
     std::map<int32_t, Looked> layers_;  // by number
 };
 
-std::unique_ptr<CommBackend> make_read(const CommBackendParams &params) {
-    const Deadline deadline = Deadline::after_ns(params.params.timeout_ns);
-    std::unique_ptr<Read> made;
-    step(params.group, deadline, [&] { made = std::make_unique<Read>(params); });
-    made->meet(deadline);
-    return made;
-}
-
 }  // namespace
 
 const CommKind comm_read_kind = {MOELINK_EPLB_COMM_READ,
@@ -169,6 +161,6 @@ const CommKind comm_read_kind = {MOELINK_EPLB_COMM_READ,
                                  false,
                                  &device_available,
                                  &pull_host_bytes,
-                                 &make_read};
+                                 &make_comm_backend<Read>};
 
 }  // namespace moelink::eplb

@@ -1,4 +1,4 @@
-// Staged: every expert goes through host memory.
+// Staged: every expert goes through host memory; between hosts over UCX where that reads it there.
 #include "eplb/pull.hpp"
 
 namespace moelink::eplb {
@@ -26,11 +26,22 @@ private:
 
 class Staged final : public CommBackend {
 public:
-    explicit Staged(const CommBackendParams &params) : room_(params) {}
+    explicit Staged(const CommBackendParams &params) : room_(params, PullRoom::Way::ucx_too) {}
+
+    // Collective.
+    void meet(const Deadline &deadline) { room_.meet(deadline); }
 
     std::unique_ptr<CommFlight> begin(Round &round) override { return std::make_unique<StagedFlight>(room_, round); }
     uint64_t host_bytes() const override { return room_.host_bytes(); }
-    void describe(moelink_eplb_comm_info &info, std::string &) const override { info.staged_peers = room_.group.size() - 1; }
+    void describe(moelink_eplb_comm_info &info, std::string &reasons) const override {
+        info.staged_peers = room_.group.size() - 1;
+        for (int rank = 0; rank < room_.group.size(); ++rank) {
+            const std::string joined = rank == room_.group.rank() ? "" : room_.ucx->describe(rank);
+            if (joined.empty()) continue;
+            reasons += room_.reads(rank) ? fmt::format("rank {} is staged over {}\n", rank, joined)
+                                         : fmt::format("rank {} is staged over the group's connections: {}\n", rank, joined);
+        }
+    }
 
 private:
     PullRoom room_;

@@ -1,5 +1,8 @@
 #include "eplb/pull.hpp"
 
+#include "eplb/comm_round.hpp"
+#include "eplb/ucx_reads.hpp"
+
 #include <algorithm>
 #include <cstring>
 
@@ -10,7 +13,22 @@ namespace {
 enum Kind : uint32_t {
     kind_ask = 16,
     kind_chunk = 17,
+    kind_ask_place = 18,  // for a chunk that the receiver will read
+    kind_place = 19,      // where it is: a slot of the sender's ring follows
+    kind_taken = 20,      // it has been read; the slot follows
 };
+
+int slot_in(const Payload &payload, int from) {
+    int32_t slot = -1;
+    if (payload.bytes == sizeof(MessageHead) + sizeof slot) std::memcpy(&slot, payload.data + sizeof(MessageHead), sizeof slot);
+    if (slot < 0 || slot >= ChunkRing::slots) fail(MOELINK_ERR_PROTOCOL, "rank {} names a slot that is not in a ring", from);
+    return slot;
+}
+
+Payload slot_message(MessageHead head, uint32_t kind, int32_t slot) {
+    head.kind = kind;
+    return make_message(head, &slot, sizeof slot);
+}
 
 }  // namespace
 
@@ -35,10 +53,14 @@ Payload ChunkRing::lend(int slot, uint64_t bytes) {
     return Payload(std::move(keep), at(slot), sizeof(MessageHead) + bytes);
 }
 
-PullRoom::PullRoom(const CommBackendParams &params)
+PullRoom::PullRoom(const CommBackendParams &params, Way way)
     : group(params.group), device(params.device), places(params.places), chunk_bytes(params.params.chunk_bytes),
-      ring(std::make_shared<ChunkRing>(device, chunk_bytes)),
-      landing(device.on_cuda() ? std::make_shared<ChunkRing>(device, chunk_bytes) : nullptr) {}
+      ring(std::make_shared<ChunkRing>(device, chunk_bytes)), ucx(way == Way::ucx_too ? std::make_unique<UcxRing>(params) : nullptr),
+      landing(device.on_cuda() || (ucx && ucx->needed()) ? std::make_shared<ChunkRing>(device, chunk_bytes) : nullptr) {}
+
+void PullRoom::meet(const Deadline &deadline) {
+    if (ucx->needed()) ucx->meet(ring->at(0), ChunkRing::bytes(chunk_bytes), deadline);
+}
 
 uint64_t PullRoom::host_bytes() const { return ChunkRing::bytes(chunk_bytes) * (landing ? 2 : 1); }
 
@@ -58,19 +80,24 @@ void Pull::fetch(Transfer &receive) {
 }
 
 void Pull::on_message(int from, const MessageHead &head, const Payload &payload) {
-    if (head.kind == kind_ask) {
-        const Transfer &send = sent(from, head.item);
-        const uint64_t bytes = total_bytes(send.rows);
-        if (head.bytes == 0 || head.bytes > room_.chunk_bytes || head.offset > bytes || head.bytes > bytes - head.offset) {
-            fail(MOELINK_ERR_PROTOCOL, "rank {} asks for {} bytes at {} of expert {}, which has {}", from, head.bytes, head.offset,
-                 send.expert, bytes);
-        }
-        requests_.push_back(Request{from, head});
-    } else if (head.kind == kind_chunk) {
-        receive(from, head, payload);
-    } else {
-        fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message of kind {}", from, head.kind);
+    switch (head.kind) {
+    case kind_ask:
+    case kind_ask_place: return request(from, head);
+    case kind_chunk: return receive(from, head, payload);
+    case kind_place: return read(from, head, payload);
+    case kind_taken: return take_back(from, slot_in(payload, from));
+    default: fail(MOELINK_ERR_PROTOCOL, "rank {} sent a message of kind {}", from, head.kind);
     }
+}
+
+void Pull::request(int from, const MessageHead &head) {
+    const Transfer &send = sent(from, head.item);
+    const uint64_t bytes = total_bytes(send.rows);
+    if (head.bytes == 0 || head.bytes > room_.chunk_bytes || head.offset > bytes || head.bytes > bytes - head.offset) {
+        fail(MOELINK_ERR_PROTOCOL, "rank {} asks for {} bytes at {} of expert {}, which has {}", from, head.bytes, head.offset, send.expert,
+             bytes);
+    }
+    requests_.push_back(Request{from, head});
 }
 
 const Transfer &Pull::sent(int peer, uint32_t item) const {
@@ -82,10 +109,11 @@ const Transfer &Pull::sent(int peer, uint32_t item) const {
 }
 
 Busy Pull::poll() {
+    advance_reads();
     advance_copies();
     ask();
     serve();
-    return requests_.empty() && copies_.empty() && parked_.empty() ? Busy::no : Busy::waiting;
+    return requests_.empty() && copies_.empty() && parked_.empty() && reads_.empty() ? Busy::no : Busy::waiting;
 }
 
 // As many chunks are on their way as the ring of a sender has slots, so neither end waits for a round trip; one of each expert
@@ -95,7 +123,8 @@ void Pull::ask() {
         Fetch &fetch = *asking_.front();
         asking_.pop_front();
         const uint64_t bytes = std::min(room_.chunk_bytes, fetch.bytes - fetch.asked);
-        const MessageHead head{round_.generation, kind_ask, fetch.receive->item, fetch.asked, bytes};
+        const uint32_t kind = room_.reads(fetch.receive->peer) ? kind_ask_place : kind_ask;
+        const MessageHead head{round_.generation, kind, fetch.receive->item, fetch.asked, bytes};
         room_.group.send(fetch.receive->peer, make_message(head), round_.deadline);
         fetch.asked += bytes;
         ++in_flight_;
@@ -117,26 +146,97 @@ void Pull::serve() {
     }
 }
 
-void Pull::receive(int from, const MessageHead &head, const Payload &payload) {
+Pull::Fetch &Pull::asked(int from, const MessageHead &head) {
     auto mine = [&](const Fetch &fetch) { return fetch.receive->peer == from && fetch.receive->item == head.item; };
     auto found = std::find_if(wanted_.begin(), wanted_.end(), mine);
-    if (found == wanted_.end() || payload.bytes != sizeof head + head.bytes || head.offset > found->asked ||
-        head.bytes > found->asked - head.offset) {
-        fail(MOELINK_ERR_PROTOCOL, "rank {} sent {} bytes of item {} that nobody asked for", from, head.bytes, head.item);
+    if (found == wanted_.end() || head.offset > found->asked || head.bytes > found->asked - head.offset) {
+        fail(MOELINK_ERR_PROTOCOL, "rank {} has {} bytes of item {} that nobody asked for", from, head.bytes, head.item);
     }
-    if (!room_.landing) {
-        scatter_range(room_.device, found->receive->rows, payload.data + sizeof head, head.offset, head.bytes, round_.stream);
-        return arrived(*found, head.bytes);
-    }
+    return *found;
+}
+
+// -1: there is none, and the message waits for one.
+int Pull::landing_slot(int from, const Payload &payload) {
     const int slot = room_.landing->take();
-    if (slot < 0) {
-        parked_.push_back(Message{from, payload});
-        return;
+    if (slot < 0) parked_.push_back(Message{from, payload});
+    return slot;
+}
+
+void Pull::receive(int from, const MessageHead &head, const Payload &payload) {
+    Fetch &fetch = asked(from, head);
+    if (payload.bytes != sizeof head + head.bytes) fail(MOELINK_ERR_PROTOCOL, "rank {} sent {} of {} bytes", from, payload.bytes, head.bytes);
+    if (!room_.device.on_cuda()) {
+        scatter_range(room_.device, fetch.receive->rows, payload.data + sizeof head, head.offset, head.bytes, round_.stream);
+        return arrived(fetch, head.bytes);
     }
+    const int slot = landing_slot(from, payload);
+    if (slot < 0) return;
     std::memcpy(room_.landing->at(slot), payload.data, payload.bytes);
-    copies_.push_back(Copy{slot, Mark(), Request{from, head}, &*found});
-    scatter_range(room_.device, found->receive->rows, room_.landing->at(slot) + sizeof head, head.offset, head.bytes, round_.stream);
+    move_on(fetch, Request{from, head}, slot);
+}
+
+void Pull::read(int from, const MessageHead &head, const Payload &payload) {
+    Fetch &fetch = asked(from, head);
+    const int peer_slot = slot_in(payload, from);
+    if (!room_.reads(from)) fail(MOELINK_ERR_PROTOCOL, "rank {} says where a chunk is that is not to be read", from);
+    const int slot = landing_slot(from, payload);
+    if (slot < 0) return;
+    const uint64_t offset = room_.ring->offset(peer_slot) + sizeof head;  // rings are alike
+    fetch.receive->link = MOELINK_EPLB_LINK_NETWORK;
+    try {
+        reads_.push_back(Read{slot, peer_slot, room_.ucx->get(from, offset, room_.landing->at(slot) + sizeof head, head.bytes),
+                              Request{from, head}, &fetch});
+    } catch (const Error &error) {
+        room_.landing->give_back(slot);
+        throw LostRound(error.status(), error.text());
+    }
+}
+
+void Pull::advance_reads() {
+    if (reads_.empty()) return;
+    room_.ucx->worker().progress();
+    for (size_t i = 0; i < reads_.size();) {
+        Read &one = reads_[i];
+        try {
+            if (!one.get.passed()) {
+                ++i;
+                continue;
+            }
+        } catch (const Error &error) {
+            throw LostRound(error.status(), error.text());
+        }
+        room_.group.send(one.request.peer, slot_message(one.request.head, kind_taken, one.peer_slot), round_.deadline);
+        move_on(*one.fetch, one.request, one.slot);
+        reads_[i] = std::move(reads_.back());
+        reads_.pop_back();
+    }
+}
+
+// What has come into a slot of the landing goes to its rows.
+void Pull::move_on(Fetch &fetch, const Request &request, int slot) {
+    copies_.push_back(Copy{slot, Mark(), request, &fetch});
+    const MessageHead &head = request.head;
+    scatter_range(room_.device, fetch.receive->rows, room_.landing->at(slot) + sizeof head, head.offset, head.bytes, round_.stream);
     copies_.back().mark = Mark(room_.device, round_.stream);
+}
+
+void Pull::take_back(int peer, int slot) {
+    auto found = std::find_if(loans_.begin(), loans_.end(), [&](const Loan &loan) { return loan.peer == peer && loan.slot == slot; });
+    if (found == loans_.end()) fail(MOELINK_ERR_PROTOCOL, "rank {} has read slot {}, which it was not told of", peer, slot);
+    loans_.erase(found);
+    room_.ring->give_back(slot);
+}
+
+// A chunk that is in the ring, to whoever asked for it.
+void Pull::hand_over(const Copy &copy) {
+    MessageHead head = copy.request.head;
+    if (head.kind == kind_ask_place) {
+        loans_.push_back(Loan{copy.request.peer, copy.slot});
+        return room_.group.send(copy.request.peer, slot_message(head, kind_place, copy.slot), round_.deadline);
+    }
+    head.kind = kind_chunk;
+    std::memcpy(room_.ring->at(copy.slot), &head, sizeof head);
+    room_.group.send(copy.request.peer, room_.ring->lend(copy.slot, head.bytes), round_.deadline);
 }
 
 // Copies end in the order in which they began.
@@ -147,10 +247,7 @@ void Pull::advance_copies() {
             room_.landing->give_back(copy.slot);
             arrived(*copy.fetch, copy.request.head.bytes);
         } else {
-            MessageHead head = copy.request.head;
-            head.kind = kind_chunk;
-            std::memcpy(room_.ring->at(copy.slot), &head, sizeof head);
-            room_.group.send(copy.request.peer, room_.ring->lend(copy.slot, head.bytes), round_.deadline);
+            hand_over(copy);
         }
         copies_.pop_front();
     }
@@ -160,7 +257,7 @@ void Pull::advance_copies() {
     for (const Message &message : parked) {
         MessageHead head;
         std::memcpy(&head, message.payload.data, sizeof head);
-        receive(message.from, head, message.payload);
+        on_message(message.from, head, message.payload);
     }
 }
 
@@ -173,13 +270,24 @@ void Pull::arrived(Fetch &fetch, uint64_t bytes) {
 void Pull::end() {
     const bool copying = !copies_.empty();
     for (const Copy &copy : copies_) (copy.fetch != nullptr ? room_.landing : room_.ring)->give_back(copy.slot);
+    for (const Loan &loan : loans_) room_.ring->give_back(loan.slot);  // who still reads it has failed, and drops what it gets
     copies_.clear();
+    loans_.clear();
     parked_.clear();
     requests_.clear();
     wanted_.clear();
     sends_.clear();
     asking_.clear();
     in_flight_ = 0;
+    std::vector<UcxGet> gets;
+    std::vector<int> slots;
+    for (Read &one : reads_) {
+        gets.push_back(std::move(one.get));
+        slots.push_back(one.slot);
+    }
+    reads_.clear();
+    if (!gets.empty()) end_gets(room_.ucx->worker(), std::move(gets));
+    for (const int slot : slots) room_.landing->give_back(slot);
     if (copying) room_.device.synchronize(round_.stream);
 }
 

@@ -1,8 +1,9 @@
-// Experts through host memory and the group's own connections, at the receiver's pace: it asks for one chunk after the other, the
-// sender reads the chunk from its rows into a ring and sends it. What STAGED is, and READ where rows cannot be read.
+// Experts through host memory, at the receiver's pace: it asks for one chunk after the other, the sender copies the chunk from its rows
+// into a ring and sends it over the group's own connections, or says where it is to a receiver that reads the ring over UCX and
+// says when it has. What STAGED is, and READ where rows cannot be read.
 #pragma once
 
-#include "eplb/comm_backend.hpp"
+#include "eplb/ucx_ring.hpp"
 
 #include <atomic>
 #include <deque>
@@ -24,7 +25,8 @@ public:
     // A free slot, now taken; -1 when there is none.
     int take();
     void give_back(int slot) noexcept { taken_[slot].store(false, std::memory_order_release); }
-    unsigned char *at(int slot) const { return memory_ + static_cast<uint64_t>(slot) * stride_; }
+    uint64_t offset(int slot) const { return static_cast<uint64_t>(slot) * stride_; }
+    unsigned char *at(int slot) const { return memory_ + offset(slot); }
     // The slot as a payload of a head and `bytes` of data; it comes back when that is out.
     Payload lend(int slot, uint64_t bytes);
 
@@ -37,7 +39,11 @@ private:
 
 // What the pulls of a communicator share.
 struct PullRoom {
-    explicit PullRoom(const CommBackendParams &params);
+    enum class Way { connections, ucx_too };
+    PullRoom(const CommBackendParams &params, Way way);
+    // Collective, with ucx_too.
+    void meet(const Deadline &deadline);
+    bool reads(int rank) const { return ucx && ucx->reads(rank); }
     uint64_t host_bytes() const;
 
     Group &group;
@@ -45,7 +51,8 @@ struct PullRoom {
     const std::vector<ProcessPlace> places;
     const uint64_t chunk_bytes;
     const std::shared_ptr<ChunkRing> ring;
-    const std::shared_ptr<ChunkRing> landing;  // CUDA: where chunks wait to be copied to the device
+    std::unique_ptr<UcxRing> ucx;              // NULL where chunks are only sent
+    const std::shared_ptr<ChunkRing> landing;  // on CUDA and with ucx: where chunks wait to be copied to their rows
 };
 
 // Of one round.
@@ -75,6 +82,18 @@ private:
         int peer;
         MessageHead head;
     };
+    // A chunk on its way from a peer's ring.
+    struct Read {
+        int slot;  // of the landing
+        int peer_slot;
+        UcxGet get;
+        Request request;
+        Fetch *fetch;
+    };
+    struct Loan {
+        int peer;
+        int slot;
+    };
     // A chunk between device and ring.
     struct Copy {
         int slot;
@@ -83,10 +102,18 @@ private:
         Fetch *fetch;
     };
 
+    void request(int from, const MessageHead &head);
     void ask();
     void serve();
     void receive(int from, const MessageHead &head, const Payload &payload);
+    void read(int from, const MessageHead &head, const Payload &payload);
+    void take_back(int peer, int slot);
+    Fetch &asked(int from, const MessageHead &head);
+    int landing_slot(int from, const Payload &payload);
+    void move_on(Fetch &fetch, const Request &request, int slot);
+    void advance_reads();
     void advance_copies();
+    void hand_over(const Copy &copy);
     void arrived(Fetch &fetch, uint64_t bytes);
     const Transfer &sent(int peer, uint32_t item) const;
 
@@ -97,7 +124,9 @@ private:
     std::deque<Fetch *> asking_;                          // those not asked for to the end, in turn
     int in_flight_ = 0;                                   // chunks asked for
     std::deque<Request> requests_;
-    std::deque<Message> parked_;                          // CUDA: chunks that wait for a place to land
+    std::deque<Message> parked_;                          // those that wait for a place to land
+    std::vector<Read> reads_;
+    std::vector<Loan> loans_;                             // slots of this rank's ring that peers read
     std::deque<Copy> copies_;                             // in stream order
 };
 

@@ -31,6 +31,7 @@ public:
     // Collective. Where the rows of the ranks with wanted[rank] != 0 are.
     UcxLayer look(const Layer &layer, std::vector<uint8_t> wanted, const Deadline &deadline);
 
+    size_t size() const { return peers_.size(); }
     // Rows of this rank can be read.
     bool reads(int rank) const { return peers_[static_cast<size_t>(rank)].proven; }
     // What joins the rank, or why nothing does; "" when the two were not to be joined.

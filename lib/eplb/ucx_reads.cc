@@ -25,6 +25,18 @@ bool is_over(UcxGet &get) noexcept {
 
 }  // namespace
 
+void end_gets(UcxWorker &worker, std::vector<UcxGet> gets) {
+    const Deadline patience = Deadline::after_ns(patience_ns);
+    while (!gets.empty() && !patience.passed()) {
+        worker.progress();
+        std::erase_if(gets, is_over);
+        if (!gets.empty()) std::this_thread::yield();
+    }
+    if (gets.empty()) return;
+    worker.close();
+    fail(MOELINK_ERR_DEVICE, "reads over UCX did not end, so UCX was given up; reinit brings it back");
+}
+
 void UcxReads::fetch(Transfer &receive, const UcxLayer::Rows &rows) {
     receive.link = MOELINK_EPLB_LINK_NETWORK;
     fetches_.push_back(Fetch{&receive, &rows});
@@ -93,17 +105,11 @@ Busy UcxReads::poll() {
 
 void UcxReads::end() {
     waiting_.clear();
-    const Deadline patience = Deadline::after_ns(patience_ns);
-    while (!flying_.empty() && !patience.passed()) {
-        worker_.progress();
-        std::erase_if(flying_, [](Piece &piece) { return is_over(piece.get); });
-        if (!flying_.empty()) std::this_thread::yield();
-    }
-    const bool stuck = !flying_.empty();
-    if (stuck) worker_.close();
+    std::vector<UcxGet> gets;
+    for (Piece &piece : flying_) gets.push_back(std::move(piece.get));
     flying_.clear();
     fetches_.clear();
-    if (stuck) fail(MOELINK_ERR_DEVICE, "reads over UCX did not end, so UCX was given up; reinit brings it back");
+    end_gets(worker_, std::move(gets));
 }
 
 }  // namespace moelink::eplb

@@ -7,6 +7,9 @@
 
 namespace moelink::eplb {
 
+// Nothing of these lands any more. Throws DEVICE when that could only be had by giving UCX up.
+void end_gets(UcxWorker &worker, std::vector<UcxGet> gets);
+
 class UcxReads {
 public:
     UcxReads(UcxWorker &worker, uint64_t piece_bytes) : worker_(worker), piece_bytes_(piece_bytes) {}

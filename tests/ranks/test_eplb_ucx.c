@@ -1,9 +1,10 @@
-/* Live rows read over UCX, between processes that map nothing of each other: exact bytes, what is refused and why, peers that die,
- * nothing left behind. With MOELINK_TEST_FAKE_UCX (its path) UCX is the tests' own, which does as told; else it is this machine's,
- * where tests of reading are skipped unless it reads without the peer's CPU. */
+/* Live rows, and the rings that others are staged in, read over UCX between processes that map nothing of each other: exact bytes,
+ * what is refused and why, peers that die, nothing left behind. With MOELINK_TEST_FAKE_UCX (its path) UCX is the tests' own, which does
+ * as told; else it is this machine's, where tests of reading are skipped unless it reads without the peer's CPU. */
 #include "countdown.h"
 #include "exchange.h"
 #include "leftovers.h"
+#include "rearrange_model.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -17,6 +18,7 @@
 enum { SLOTS = 3, EXPERTS = 9, VICTIM = 1 };
 
 struct plan {
+    int32_t kind;
     int place;
     uint32_t flags;
     uint64_t scale;
@@ -25,7 +27,8 @@ struct plan {
     const char *why;  /* staged, with this reason; NULL: read */
 };
 
-static const struct plan plain = {EXCHANGE_PLAIN, 0, 40, -1, NULL, NULL};
+static const struct plan plain = {MOELINK_EPLB_COMM_READ, EXCHANGE_PLAIN, 0, 40, -1, NULL, NULL};
+static const int32_t kinds[] = {MOELINK_EPLB_COMM_READ, MOELINK_EPLB_COMM_STAGED};
 
 static int run_ranks(int size, int threads, const struct plan *plan, const char *name, rank_function function) {
     rank_options options;
@@ -48,7 +51,7 @@ static int forget(void **state) {
 static void on_signal(int number) { (void)number; }
 
 static moelink_eplb_comm *make(rank_context *ctx, const struct plan *plan, int experts) {
-    return exchange_comm(ctx, MOELINK_EPLB_COMM_READ, experts, plan->flags | MOELINK_EPLB_COMM_F_NO_MAP);
+    return exchange_comm(ctx, plan->kind, experts, plan->flags | MOELINK_EPLB_COMM_F_NO_MAP);
 }
 
 /* --- can this machine's UCX read? --- */
@@ -106,16 +109,20 @@ static void expect_ways(rank_context *ctx, moelink_eplb_comm *comm, const struct
     moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
     RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
     RANK_OK(ctx, moelink_eplb_comm_stats_of(comm, &stats));
-    const int reads = plan->why == NULL;
-    RANK_EQUAL(ctx, info.read_peers, reads ? ctx->size - 1 : 0);
-    RANK_EQUAL(ctx, info.staged_peers, reads ? 0 : ctx->size - 1);
+    const int reads = plan->why == NULL, staged = plan->kind == MOELINK_EPLB_COMM_STAGED;
+    RANK_EQUAL(ctx, info.read_peers, reads && !staged ? ctx->size - 1 : 0);
+    RANK_EQUAL(ctx, info.staged_peers, reads && !staged ? 0 : ctx->size - 1);
     RANK_EQUAL(ctx, stats.failed_rounds, 0);
     RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_LOCAL], 0);
     RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_PEER], 0);
     RANK_EQUAL(ctx, stats.received_bytes[reads ? MOELINK_EPLB_LINK_HOST : MOELINK_EPLB_LINK_NETWORK], 0);
     RANK_EQUAL(ctx, stats.received_bytes[reads ? MOELINK_EPLB_LINK_NETWORK : MOELINK_EPLB_LINK_HOST], stats.experts_received * expert_bytes);
     RANK_CHECK(ctx, stats.experts_received > 0);
-    RANK_TEXT(ctx, reasons, reads ? "is read over UCX " : "is staged: tensor 0 of layer 3: params.flags has NO_MAP; ");
+    if (staged) {
+        RANK_TEXT(ctx, reasons, reads ? "is staged over UCX " : "is staged over the group's connections: UCX: ");
+    } else {
+        RANK_TEXT(ctx, reasons, reads ? "is read over UCX " : "is staged: tensor 0 of layer 3: params.flags has NO_MAP; ");
+    }
     if (!reads) RANK_TEXT(ctx, reasons, plan->why);
 }
 
@@ -155,8 +162,38 @@ static void test_reads(void **state) {
             plan.place = place;
             plan.flags = ranks == 4 ? MOELINK_EPLB_COMM_F_CHECKSUM : 0;
             plan.scale = ranks == 5 ? 3000 : 40; /* many pieces */
-            assert_int_equal(run_ranks(ranks, 0, &plan, "reads", moves), 0);
+            for (int kind = 0; kind < 2; ++kind) {
+                plan.kind = kinds[kind];
+                assert_int_equal(run_ranks(ranks, 0, &plan, "reads", moves), 0);
+            }
         }
+    }
+}
+
+/* --- batches of a rearrangement, several under way --- */
+
+static void rearranged(rank_context *ctx) {
+    const struct plan *plan = ctx->user;
+    const model_options options = {.layers = 3, .slots = 5, .experts = 14, .kind = plan->kind, .staging = 4, .flags = MOELINK_EPLB_COMM_F_NO_MAP,
+                                   .overlap = MOELINK_EPLB_OVERLAP_ALWAYS, .scale = plan->scale};
+    rearrange_model model = model_make(ctx, &options);
+    const moelink_eplb_rearrange_params params = model_params(&model);
+    const moelink_eplb_rearrange_result result = model_rearrange(ctx, &model, &params);
+    RANK_CHECK(ctx, result.overlapped > 2);
+    RANK_EQUAL(ctx, result.link_bytes[MOELINK_EPLB_LINK_HOST], 0);
+    RANK_CHECK(ctx, result.link_bytes[MOELINK_EPLB_LINK_NETWORK] > 0);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    model_free(ctx, &model);
+}
+
+static void test_rearranged(void **state) {
+    (void)state;
+    NEEDS_READS();
+    for (int kind = 0; kind < 2; ++kind) {
+        struct plan plan = plain;
+        plan.kind = kinds[kind];
+        plan.scale = 500;
+        assert_int_equal(run_ranks(4, 0, &plan, "rearranged", rearranged), 0);
     }
 }
 
@@ -189,7 +226,10 @@ static void run_refused(const char *name, const char *why, const char *later) {
     struct plan plan = plain;
     plan.why = why;
     plan.fake = later;
-    assert_int_equal(run_ranks(3, 0, &plan, name, moves), 0);
+    for (int kind = 0; kind < (later == NULL ? 2 : 1); ++kind) { /* what is staged is not registered */
+        plan.kind = kinds[kind];
+        assert_int_equal(run_ranks(3, 0, &plan, name, moves), 0);
+    }
 }
 
 static void test_absent(void **state) {
@@ -256,7 +296,7 @@ static void fails(rank_context *ctx) {
     exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_PLAIN);
     params.flags = MOELINK_EPLB_COMM_F_NO_MAP;
     params.timeout_ns = (uint64_t)ranks_scaled_ms(2000) * 1000000u;
-    RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, MOELINK_EPLB_COMM_READ, &comm));
+    RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, plan->kind, &comm));
     RANK_OK(ctx, moelink_eplb_comm_init(comm, &params));
     exchange_register(ctx, comm, &layer);
     exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
@@ -282,13 +322,55 @@ static void fails(rank_context *ctx) {
 static void test_fake_failures(void **state) {
     (void)state;
     if (fake_path() == NULL) skip();
-    struct plan plan = plain;
-    plan.fake = "lost";
-    plan.why = "UCX did not read from rank 1";
-    assert_int_equal(run_ranks(3, 0, &plan, "lost", fails), 0);
-    plan.fake = "stuck";
-    plan.why = "3 experts of rank 1";
-    assert_int_equal(run_ranks(3, 0, &plan, "stuck", fails), 0);
+    for (int kind = 0; kind < 2; ++kind) {
+        struct plan plan = plain;
+        plan.kind = kinds[kind];
+        plan.fake = "lost";
+        plan.why = "UCX did not read from rank 1";
+        assert_int_equal(run_ranks(3, 0, &plan, "lost", fails), 0);
+        plan.fake = "stuck";
+        plan.why = "3 experts of rank 1";
+        assert_int_equal(run_ranks(3, 0, &plan, "stuck", fails), 0);
+    }
+}
+
+/* What arrives wrong is found by its code, in the middle of a round; the communicator stays well. */
+static void wrong(rank_context *ctx) {
+    const struct plan *plan = ctx->user;
+    int32_t from[64], to[64];
+    exchange_two_maps(ctx->size, SLOTS, from, to);
+    exchange_layer layer = exchange_make(ctx, 0, SLOTS, plan->scale, EXCHANGE_PLAIN);
+    moelink_eplb_comm *comm = make(ctx, plan, SLOTS);
+    exchange_register(ctx, comm, &layer);
+    for (int turn = 0; turn < 6; ++turn) {
+        rank_scene(ctx, "turn %d", turn);
+        exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
+        if (ctx->rank == 0) setenv("MOELINK_FAKE_UCX", "wrong", 1);
+        RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
+        exchange_queue(ctx, comm, &layer, from, to);
+        RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), MOELINK_ERR_INTERNAL);
+        RANK_TEXT(ctx, moelink_last_error(), "arrived with another code");
+        exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
+        unsetenv("MOELINK_FAKE_UCX");
+        RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
+        exchange_run(ctx, comm, &layer, from, to);
+    }
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    moelink_eplb_comm_destroy(comm);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    exchange_free(ctx, &layer);
+}
+
+static void test_fake_wrong(void **state) {
+    (void)state;
+    if (fake_path() == NULL) skip();
+    for (int kind = 0; kind < 2; ++kind) {
+        struct plan plan = plain;
+        plan.kind = kinds[kind];
+        plan.flags = MOELINK_EPLB_COMM_F_CHECKSUM;
+        plan.scale = 400; /* ten chunks an expert */
+        assert_int_equal(run_ranks(3, 0, &plan, "wrong", wrong), 0);
+    }
 }
 
 /* --- killed at each step --- */
@@ -328,9 +410,10 @@ static void test_killed(void **state) {
     static const int victim = VICTIM;
     (void)state;
     NEEDS_READS();
-    for (int step = 0; step < STEPS; ++step) {
+    for (int step = 0; step < 2 * STEPS; ++step) {
         struct plan plan = plain;
-        plan.step = step;
+        plan.kind = kinds[step % 2];
+        plan.step = step / 2;
         plan.scale = 30000; /* 3 MB an expert */
         rank_options options;
         memset(&options, 0, sizeof(options));
@@ -379,18 +462,24 @@ static void many(rank_context *ctx) {
 
 static void test_many(void **state) {
     (void)state;
-    assert_int_equal(run_ranks(2, 0, &plain, "many", many), 0); /* read or staged: what UCX took is given back */
+    for (int kind = 0; kind < 2; ++kind) {
+        struct plan plan = plain;
+        plan.kind = kinds[kind];
+        assert_int_equal(run_ranks(2, 0, &plan, "many", many), 0); /* over UCX or not: what it took is given back */
+    }
 }
 
 int main(void) {
     if (fake_path() != NULL) setenv("MOELINK_UCX_LIBRARY", fake_path(), 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_reads, forget),
+        cmocka_unit_test_setup(test_rearranged, forget),
         cmocka_unit_test_setup(test_one_process, forget),
         cmocka_unit_test_setup(test_absent, forget),
         cmocka_unit_test_setup(test_tcp, forget),
         cmocka_unit_test_setup(test_fake_refusals, forget),
         cmocka_unit_test_setup(test_fake_failures, forget),
+        cmocka_unit_test_setup(test_fake_wrong, forget),
         cmocka_unit_test_setup(test_killed, forget),
         cmocka_unit_test_setup(test_many, forget),
     };
