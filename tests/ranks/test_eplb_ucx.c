@@ -54,6 +54,14 @@ static moelink_eplb_comm *make(rank_context *ctx, const struct plan *plan, int e
     return exchange_comm(ctx, plan->kind, experts, plan->flags | MOELINK_EPLB_COMM_F_NO_MAP);
 }
 
+/* Nobody reads any more when the communicator and its layers go. */
+static void end(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *layers, int count) {
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    moelink_eplb_comm_destroy(comm);
+    RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    for (int i = 0; i < count; ++i) exchange_free(ctx, &layers[i]);
+}
+
 /* --- can this machine's UCX read? --- */
 
 static void probe(rank_context *ctx) {
@@ -147,10 +155,7 @@ static void moves(rank_context *ctx) {
         exchange_run(ctx, comm, layer, maps[0], maps[1]);
     }
     expect_ways(ctx, comm, plan, exchange_expert_bytes(&layers[0]));
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    moelink_eplb_comm_destroy(comm);
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    for (int i = 0; i < 2; ++i) exchange_free(ctx, &layers[i]);
+    end(ctx, comm, layers, 2);
 }
 
 static void test_reads(void **state) {
@@ -209,10 +214,7 @@ static void threads_read(rank_context *ctx) {
     exchange_run(ctx, comm, &layer, map, next);
     RANK_OK(ctx, moelink_eplb_comm_stats_of(comm, &stats));
     RANK_EQUAL(ctx, stats.received_bytes[MOELINK_EPLB_LINK_PEER], 2 * exchange_expert_bytes(&layer));
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    moelink_eplb_comm_destroy(comm);
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    exchange_free(ctx, &layer);
+    end(ctx, comm, &layer, 1);
 }
 
 static void test_one_process(void **state) {
@@ -286,6 +288,20 @@ static void test_fake_refusals(void **state) {
 
 /* --- a round that fails --- */
 
+/* A round in which rank 0's UCX does as the plan says, and which must fail on all ranks as it says. */
+static void fail_round(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *layer, const int32_t *from, const int32_t *to,
+                       moelink_status status) {
+    const struct plan *plan = ctx->user;
+    exchange_fill(ctx, layer, from + ctx->rank * SLOTS);
+    if (ctx->rank == 0) setenv("MOELINK_FAKE_UCX", plan->fake, 1);
+    RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
+    exchange_queue(ctx, comm, layer, from, to);
+    RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), status);
+    RANK_TEXT(ctx, moelink_last_error(), plan->why);
+    exchange_check(ctx, layer, from + ctx->rank * SLOTS);
+    unsetenv("MOELINK_FAKE_UCX");
+}
+
 /* On rank 0 UCX fails in the round: nobody gets anything, and reinit heals. */
 static void fails(rank_context *ctx) {
     const struct plan *plan = ctx->user;
@@ -299,24 +315,14 @@ static void fails(rank_context *ctx) {
     RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, plan->kind, &comm));
     RANK_OK(ctx, moelink_eplb_comm_init(comm, &params));
     exchange_register(ctx, comm, &layer);
-    exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
-    if (ctx->rank == 0) setenv("MOELINK_FAKE_UCX", plan->fake, 1);
-    RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
-    exchange_queue(ctx, comm, &layer, from, to);
-    RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), strcmp(plan->fake, "lost") == 0 ? MOELINK_ERR_PEER_UNREACHABLE : MOELINK_ERR_TIMEOUT);
-    RANK_TEXT(ctx, moelink_last_error(), plan->why);
-    exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
-    unsetenv("MOELINK_FAKE_UCX");
+    fail_round(ctx, comm, &layer, from, to, strcmp(plan->fake, "lost") == 0 ? MOELINK_ERR_PEER_UNREACHABLE : MOELINK_ERR_TIMEOUT);
     if (ctx->rank == 0) RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_POISONED);
     RANK_OK(ctx, moelink_group_barrier(ctx->group));
     params.timeout_ns = 0;
     RANK_OK(ctx, moelink_eplb_comm_reinit(comm, &params));
     exchange_register(ctx, comm, &layer);
     exchange_run(ctx, comm, &layer, from, to);
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    moelink_eplb_comm_destroy(comm);
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    exchange_free(ctx, &layer);
+    end(ctx, comm, &layer, 1);
 }
 
 static void test_fake_failures(void **state) {
@@ -344,21 +350,11 @@ static void wrong(rank_context *ctx) {
     exchange_register(ctx, comm, &layer);
     for (int turn = 0; turn < 6; ++turn) {
         rank_scene(ctx, "turn %d", turn);
-        exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
-        if (ctx->rank == 0) setenv("MOELINK_FAKE_UCX", "wrong", 1);
-        RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, from, (int64_t)ctx->size * SLOTS, 0));
-        exchange_queue(ctx, comm, &layer, from, to);
-        RANK_STATUS(ctx, moelink_eplb_comm_execute(comm), MOELINK_ERR_INTERNAL);
-        RANK_TEXT(ctx, moelink_last_error(), "arrived with another code");
-        exchange_check(ctx, &layer, from + ctx->rank * SLOTS);
-        unsetenv("MOELINK_FAKE_UCX");
+        fail_round(ctx, comm, &layer, from, to, MOELINK_ERR_INTERNAL);
         RANK_EQUAL(ctx, exchange_state(ctx, comm), MOELINK_EPLB_COMM_READY);
         exchange_run(ctx, comm, &layer, from, to);
     }
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    moelink_eplb_comm_destroy(comm);
-    RANK_OK(ctx, moelink_group_barrier(ctx->group));
-    exchange_free(ctx, &layer);
+    end(ctx, comm, &layer, 1);
 }
 
 static void test_fake_wrong(void **state) {
@@ -368,6 +364,8 @@ static void test_fake_wrong(void **state) {
         struct plan plan = plain;
         plan.kind = kinds[kind];
         plan.flags = MOELINK_EPLB_COMM_F_CHECKSUM;
+        plan.fake = "wrong";
+        plan.why = "arrived with another code";
         plan.scale = 400; /* ten chunks an expert */
         assert_int_equal(run_ranks(3, 0, &plan, "wrong", wrong), 0);
     }
@@ -442,10 +440,7 @@ static void many(rank_context *ctx) {
         exchange_register(ctx, comm, &layer);
         exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
         exchange_run(ctx, comm, &layer, from, to);
-        RANK_OK(ctx, moelink_group_barrier(ctx->group));
-        moelink_eplb_comm_destroy(comm);
-        RANK_OK(ctx, moelink_group_barrier(ctx->group));
-        exchange_free(ctx, &layer);
+        end(ctx, comm, &layer, 1);
         if (i != 4) continue;
         files = settled_entries("/proc/self/fd", 0);
         tasks = settled_entries("/proc/self/task", 0);
