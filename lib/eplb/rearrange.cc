@@ -183,7 +183,11 @@ void Rearrangement::run() {
         if (profile() && comm_.needs_reservation()) reserve();
         const int64_t first = result_.position;
         int64_t begun = first;  // batches
-        auto may_begin = [&] { return begun < result_.batches && (begun == first || !ends_before(begun)); };
+        bool over = false;
+        auto may_begin = [&] {
+            over = over || begun == result_.batches || (begun > first && ends_before(begun));
+            return !over;
+        };
         while (begun > result_.position || may_begin()) {
             if (begun == result_.position) begin(begun++);
             if (overlap_ && begun < result_.batches && plan_.batches[size_t(begun)].early && may_begin()) {
@@ -233,10 +237,7 @@ void Rearrangement::begin(int64_t batch) {
     note_staged();
     if (profile() || !has_transfers(moves)) return;
     if (!overlap_) return exchange(layer, moves);
-    comm_.set_context(nullptr, 0, layer.number);
-    for (const moelink_eplb_move &move : moves) {
-        if (move.kind == MOELINK_EPLB_MOVE_TRANSFER) add(layer, move);
-    }
+    queue(layer, moves);
     comm_.start();
 }
 
@@ -265,14 +266,18 @@ void Rearrangement::end(int64_t batch) {
 }
 
 void Rearrangement::exchange(const Layer &layer, std::span<const moelink_eplb_move> moves) {
-    for (size_t i = 0; i < moves.size() && moves[i].kind == MOELINK_EPLB_MOVE_TRANSFER;) {
-        const int32_t round = moves[i].round;
-        comm_.set_context(nullptr, 0, layer.number);
-        for (; i < moves.size() && moves[i].kind == MOELINK_EPLB_MOVE_TRANSFER && (!by_rounds() || moves[i].round == round); ++i) {
-            add(layer, moves[i]);
-        }
+    while (has_transfers(moves)) {
+        moves = moves.subspan(queue(layer, moves));
         comm_.execute();
     }
+}
+
+// The transfers that moves begin with, or those of their first round; returns how many.
+size_t Rearrangement::queue(const Layer &layer, std::span<const moelink_eplb_move> moves) {
+    comm_.set_context(nullptr, 0, layer.number);
+    size_t count = 0;
+    for (; has_transfers(moves.subspan(count)) && (!by_rounds() || moves[count].round == moves[0].round); ++count) add(layer, moves[count]);
+    return count;
 }
 
 void Rearrangement::add(const Layer &layer, const moelink_eplb_move &move) {

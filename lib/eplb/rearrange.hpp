@@ -36,6 +36,7 @@ private:
     void begin(int64_t batch);
     void end(int64_t batch);
     void exchange(const Layer &layer, std::span<const moelink_eplb_move> moves);
+    size_t queue(const Layer &layer, std::span<const moelink_eplb_move> moves);
     void add(const Layer &layer, const moelink_eplb_move &move);
     void make_local(const Layer &layer, const moelink_eplb_move &move);
     void count(const Layer &layer, const moelink_eplb_move &move);
