@@ -51,11 +51,11 @@ MOELINK_BOTH inline int32_t other_rank(int32_t rank, int32_t index) { return ind
 
 // Of one slot, on this rank's device.
 struct alignas(128) FifoState {
-    uint32_t calls;     // epoch of the last call that is over
-    uint32_t finished;  // blocks of the running kernel
+    uint64_t turns;     // CUDA: the epoch of the last call in the upper half; the lower one is 0 but while a kernel runs
+    uint32_t calls;     // host: the epoch of the last call that is over
     uint32_t prepared;  // 1: between prepare and the end of the round
     int32_t tokens;     // of the prepared routing
-    uint32_t reserved[28];
+    uint32_t reserved[27];
 };
 
 // A prepared routing; memory of this rank alone.
@@ -104,6 +104,7 @@ struct FifoTensor {
 struct FifoCall {
     FifoWorkspace fifos;
     uint32_t shape;
+    uint32_t repeats;      // begins a round with the routing of the last one
     uint32_t prepares;     // the call begins with the routing; what follows is of use only then
     int32_t tokens;
     int32_t ids_bytes;     // 4 or 8

@@ -214,9 +214,8 @@ MOELINK_API const char *moelink_layout_name(int32_t layout);
 
 enum moelink_dispatch_flags {
     /** The slot's last dispatch is done again for other payloads: its tokens, topk_ids, weights, layout and invalid_id. num_tokens is
-     *  the same; topk_ids, topk_weights and num_tokens_device are not read. UNSUPPORTED on TWO_SIDED, where moelink_prepare and
-     *  moelink_alltoallv do it. The same on every rank. INVALID_STATE when the slot has had
-     *  no dispatch since init, growth, reinit or abandon. */
+     *  the same; topk_ids, topk_weights and num_tokens_device are not read. The same on every rank. INVALID_STATE when the slot has had
+     *  no dispatch since init, growth, reinit, abandon or moelink_prepare. */
     MOELINK_DISPATCH_F_CACHED_ROUTING = 1,
     /** Only the sending half; the receiving half is moelink_dispatch_receive on the same slot, before anything that was received is
      *  used. Work in between overlaps with the transfer on ONE_SIDED, and on ALLGATHER_REDUCESCATTER but over NCCL; other kinds, whose

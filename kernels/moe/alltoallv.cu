@@ -1,9 +1,8 @@
 // Rows through FIFOs: one kernel for all tensors of a call, and for the routing of rows and the statistics where the call prepares. Half of
-// a block's warps send and half receive, each one FIFO after another; then all of them move the rows that stay here.
+// a block's warps send and half receive, each one FIFO after another; senders also move the rows that stay here, while they wait.
 #include "common/load.cuh"
 #include "common/start.cuh"
-#include "moe/fifo.cuh"
-#include "quant/block.cuh"
+#include "moe/fifo_stream.cuh"
 
 namespace moelink::kernels::cuda {
 
@@ -15,292 +14,103 @@ Result load_alltoallv_combine();
 namespace {
 
 constexpr int least_blocks = 16;     // rows to receive may be many where own tokens are few
-constexpr int tile_words = static_cast<int>(packet_tile_data / sizeof(uint32_t));
 
 struct Shared {
     int32_t counts[max_cuda_ranks];  // rows received from each rank; every receiving warp writes the same
     int64_t first[max_cuda_ranks];   // the row that each rank's first is here
-};
-
-// --- what travels from one rank to another, as tiles in order: routing, statistics, then row by row all tensors -----------------
-
-constexpr int routing_part = -2, statistics_part = -1;
-
-__device__ __forceinline__ uint32_t routing_words(const Workspace &ws) { return 1 + 2 * static_cast<uint32_t>(ws.top_k); }
-
-struct Stream {
-    int32_t rows;
-    uint32_t words;       // of routing
-    int64_t routing;      // tiles
-    int64_t statistics;
-    int64_t total;
-
-    __device__ Stream(const FifoCall &call, int32_t rows_) : rows(rows_) {
-        words = call.prepares != 0 ? static_cast<uint32_t>(rows) * routing_words(call.fifos.workspace) : 0;
-        routing = (words + tile_words - 1) / tile_words;
-        statistics = call.prepares != 0 ? static_cast<int64_t>(packet_tiles(static_cast<uint64_t>(call.statistics_count) * sizeof(int64_t))) : 0;
-        total = routing + statistics + int64_t{rows} * call.row_tiles;
-    }
-};
-
-// A place in a stream.
-struct Cursor {
-    int64_t index;
-    int32_t row;
-    int part;  // a tensor, or routing_part, statistics_part
-    int tile;
-
-    __device__ Cursor(const FifoCall &call, const Stream &stream, int64_t at) : index(at), row(0) {
-        if (at < stream.routing) {
-            part = routing_part;
-            tile = static_cast<int>(at);
-        } else if (at < stream.routing + stream.statistics) {
-            part = statistics_part;
-            tile = static_cast<int>(at - stream.routing);
-        } else {
-            const int64_t rest = at - stream.routing - stream.statistics;
-            part = 0;
-            tile = 0;
-            if (call.row_tiles == 0) return;
-            row = static_cast<int32_t>(rest / call.row_tiles);
-            tile = static_cast<int>(rest - int64_t{row} * call.row_tiles);
-            while (tile >= static_cast<int>(call.tensors[part].tiles)) tile -= static_cast<int>(call.tensors[part++].tiles);
-        }
-    }
-
-    // Not beyond the end of the stream.
-    __device__ __forceinline__ void next(const FifoCall &call, const Stream &stream) {
-        ++index;
-        ++tile;
-        if (part >= 0) {
-            if (tile < static_cast<int>(call.tensors[part].tiles)) return;
-            tile = 0;
-            do {
-                if (++part == call.tensor_count) {
-                    part = 0;
-                    ++row;
-                }
-            } while (call.tensors[part].tiles == 0);
-        } else if (index == stream.routing && stream.statistics > 0) {
-            part = statistics_part;
-            tile = 0;
-        } else if (index == stream.routing + stream.statistics) {
-            part = 0;
-            tile = 0;
-        }
-    }
-
-    // Vectors of a lane.
-    __device__ __forceinline__ int valid(const FifoCall &call, const Stream &stream, int lane) const {
-        if (part == routing_part) return valid_vectors(static_cast<int>((stream.words + 3) / 4), tile, lane);
-        if (part == statistics_part) return valid_vectors(row_vectors(static_cast<uint64_t>(call.statistics_count) * sizeof(int64_t)), tile, lane);
-        return valid_vectors(row_vectors(call.tensors[part].row_bytes), tile, lane);
-    }
-};
-
-// --- routing ------------------------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ int64_t read_id(const FifoCall &call, int64_t index) {
-    return call.ids_bytes == 8 ? static_cast<const int64_t *>(call.ids)[index] : static_cast<const int32_t *>(call.ids)[index];
-}
-
-// Word `word` of what a rank is told of its rows: of each its token here, then ids, of which other ranks' experts are not named, and weights.
-__device__ __forceinline__ uint32_t routing_word(const FifoCall &call, int32_t to, uint32_t word) {
-    const Workspace &ws = call.fifos.workspace;
-    const uint32_t each = routing_words(ws), row = word / each;
-    const int field = static_cast<int>(word - row * each);
-    const int32_t token = call.fifos.tables.send_tokens[call.fifos.tables.send_offsets[to] + static_cast<int32_t>(row)];
-    if (field == 0) return static_cast<uint32_t>(token);
-    const int k = field <= ws.top_k ? field - 1 : field - 1 - ws.top_k;
-    const int64_t index = int64_t{token} * ws.top_k + k;
-    if (field > ws.top_k) return call.weights != nullptr ? __float_as_uint(call.weights[index]) : 0u;
-    const int64_t id = read_id(call, index);
-    return static_cast<uint32_t>(ws.owners.rank_of(id) == to ? static_cast<int32_t>(id) : call.invalid_id);
-}
-
-// Four words, of which those from `words` on are 0.
-__device__ __noinline__ uint4 make_routing(const FifoCall &call, int32_t to, uint32_t first, uint32_t words) {
-    uint32_t word[4];
-#pragma unroll
-    for (int w = 0; w < 4; ++w) word[w] = first + w < words ? routing_word(call, to, first + w) : 0u;
-    return {word[0], word[1], word[2], word[3]};
-}
-
-__device__ __forceinline__ void store_routing_word(const FifoCall &call, int32_t source, int64_t first_row, uint32_t word, uint32_t value) {
-    const Workspace &ws = call.fifos.workspace;
-    const FifoTables &tables = call.fifos.tables;
-    const uint32_t each = routing_words(ws), row = word / each;
-    const int field = static_cast<int>(word - row * each);
-    const int64_t at = (first_row + row) * ws.top_k;
-    if (field == 0) {
-        tables.origins[int64_t{source} * ws.capacity + row] = static_cast<int32_t>(value);
-    } else if (field <= ws.top_k) {
-        tables.ids[at + field - 1] = static_cast<int32_t>(value);
-    } else {
-        tables.weights[at + field - 1 - ws.top_k] = __uint_as_float(value);
-    }
-}
-
-__device__ __noinline__ void store_routing(const FifoCall &call, int32_t source, int64_t first_row, uint32_t first, uint32_t words, uint4 vector) {
-    const uint32_t values[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-        if (first + w < words) store_routing_word(call, source, first_row, first + w, values[w]);
-    }
-}
-
-// --- tiles --------------------------------------------------------------------------------------------------------------------
-
-// What a lane has of a tile: as it was read, then as it travels.
-template <bool quantized>
-struct Cargo {
-    Piece piece;
-    int valid;
-    BlockPart half[quantized ? piece_vectors : 1];
-    float scale[quantized ? piece_vectors : 1];
-
-    __device__ __forceinline__ void load(const FifoCall &call, const Stream &stream, const Cursor &at, int32_t to, int lane) {
-        valid = at.valid(call, stream, lane);
-        if (at.part >= 0) {
-            const FifoTables &tables = call.fifos.tables;
-            const FifoTensor &tensor = call.tensors[at.part];
-            const int32_t token = tables.send_tokens[tables.send_offsets[to] + at.row];
-            const unsigned char *row = tensor.source + static_cast<uint64_t>(token) * tensor.source_stride;
-            if constexpr (quantized) {
-                if (at.part == 0) {
-#pragma unroll
-                    for (int i = 0; i < piece_vectors; ++i) {
-                        if (i < valid) half[i].load(row, vector_at(at.tile, lane, i));
-                    }
-                    return;
-                }
-            }
-            piece = load_row_piece(row, tensor.row_bytes, tensor.source_width, at.tile, lane, valid);
-        } else if (at.part == routing_part) {
-#pragma unroll
-            for (int i = 0; i < piece_vectors; ++i) {
-                if (i < valid) piece.vector[i] = make_routing(call, to, static_cast<uint32_t>(vector_at(at.tile, lane, i)) * 4, stream.words);
-            }
-        } else {
-            piece = load_row_piece(reinterpret_cast<const unsigned char *>(call.statistics), static_cast<uint64_t>(call.statistics_count) * 8, 8,
-                                   at.tile, lane, valid);
-        }
-    }
-
-    __device__ __forceinline__ void quantize(const FifoCall &call, const Cursor &at) {
-        if constexpr (quantized) {
-            if (at.part != 0) return;
-#pragma unroll
-            for (int i = 0; i < piece_vectors; ++i) {
-                if (i < valid) piece.vector[i] = half[i].quantize(call.quantize == quantize_e8m0, &scale[i]);
-            }
-        }
-    }
-
-    // Scales travel beside the tile of what they scale: one word for the three blocks that eight lanes hold.
-    __device__ __forceinline__ bool has_scales(const Cursor &at, int lane) const { return quantized && at.part == 0 && holds_scale(lane) && valid > 0; }
-
-    __device__ __forceinline__ void send_scales(const Cursor &at, const TileAt &to, int lane, uint32_t tag) const {
-        if constexpr (quantized) {
-            if (!has_scales(at, lane)) return;
-            store_packet(scales_at(to, lane),
-                         {{__float_as_uint(scale[0]), valid > 1 ? __float_as_uint(scale[1]) : 0u, valid > 2 ? __float_as_uint(scale[2]) : 0u}, tag});
-        }
-    }
-
-    __device__ __forceinline__ bool await_scales(const Workspace &ws, int32_t from, const Cursor &at, const TileAt &tile, int lane, uint32_t tag) {
-        if constexpr (quantized) {
-            if (!has_scales(at, lane)) return true;
-            Packet word;
-            if (!await(ws, from, phase_dispatch, [&] {
-                    word = load_packet(scales_at(tile, lane));
-                    return left_out<Site::packet_routing> || word.tag == tag;
-                })) {
-                return false;
-            }
-            for (int i = 0; i < piece_vectors; ++i) scale[i] = __uint_as_float(word.data[i]);
-        }
-        return true;
-    }
-
-    __device__ __forceinline__ void store(const FifoCall &call, const Stream &stream, const Cursor &at, int32_t source, int64_t first_row, int lane) const {
-        if (at.part == routing_part) {
-#pragma unroll
-            for (int i = 0; i < piece_vectors; ++i) {
-                if (i < valid) {
-                    store_routing(call, source, first_row, static_cast<uint32_t>(vector_at(at.tile, lane, i)) * 4, stream.words, piece.vector[i]);
-                }
-            }
-            return;
-        }
-        if (at.part == statistics_part) {
-            unsigned char *row = reinterpret_cast<unsigned char *>(call.fifos.tables.statistics + int64_t{source} * call.statistics_count);
-            store_row_piece(row, static_cast<uint64_t>(call.statistics_count) * 8, 8, at.tile, lane, valid, piece);
-            return;
-        }
-        const FifoTensor &tensor = call.tensors[at.part];
-        const uint64_t row = static_cast<uint64_t>(first_row + at.row);
-        store_row_piece(tensor.output + row * tensor.output_stride, tensor.row_bytes, tensor.output_width, at.tile, lane, valid, piece);
-        if constexpr (quantized) {
-            if (!has_scales(at, lane)) return;
-            const FifoTensor &scales = call.tensors[1];
-#pragma unroll
-            for (int i = 0; i < piece_vectors; ++i) {
-                if (i < valid) store_scale(scales.output + row * scales.output_stride, call.quantize, vector_at(at.tile, lane, i), scale[i]);
-            }
-        }
-    }
-
-private:
-    static __device__ __forceinline__ unsigned char *scales_at(const TileAt &tile, int lane) { return tile.bits + (1 + lane / block_vectors) * packet_word; }
+    uint32_t own;                    // tiles of the rows that stay which warps have begun, of the block's share
 };
 
 // --- sending and receiving ------------------------------------------------------------------------------------------------------
 
-template <bool quantized>
-__device__ void send_channel(const FifoCall &call, int32_t to, int32_t channel) {
-    const Stream stream(call, call.fifos.tables.send_counts[to]);
+// The block's share of the rows that this rank's own experts work on: its warps take a tile each time.
+template <bool quantized, class Rows>
+class OwnRows {
+public:
+    __device__ OwnRows(const FifoCall &call, const Rows &rows, Shared &shared)
+        : call_(call), rows_(rows), stream_(call, rows.count(call.fifos.workspace.rank)), share_(stream_.total, blockIdx.x, gridDim.x), next_(&shared.own) {}
+
+    // Where the first of them is to be.
+    __device__ __forceinline__ void open(int64_t first_row) {
+        first_row_ = first_row;
+        more_ = true;
+    }
+
+    // Takes a tile, and begins to load it; false when there is none left.
+    __device__ __forceinline__ bool begin() {
+        uint32_t taken = 0;
+        if (more_ && threadIdx.x % 32 == 0) taken = atomicAdd(next_, 1u);
+        const int64_t index = share_.begin + __shfl_sync(whole_warp, taken, 0);
+        more_ = more_ && index < share_.end;
+        if (!more_) return false;
+        at_ = Cursor(call_, stream_, index);
+        cargo_.load(call_, rows_, at_, call_.fifos.workspace.rank, threadIdx.x % 32);
+        return true;
+    }
+    __device__ __forceinline__ void end() {
+        cargo_.quantize(call_, at_);
+        cargo_.store(call_, at_, call_.fifos.workspace.rank, first_row_, threadIdx.x % 32);
+    }
+    __device__ __forceinline__ void rest() {
+        while (begin()) end();
+    }
+
+private:
+    const FifoCall &call_;
+    const Rows &rows_;
+    Stream stream_;
+    ChannelShare share_;
+    uint32_t *next_;
+    int64_t first_row_ = 0;
+    bool more_ = false;
+    Cursor at_;
+    Cargo<quantized> cargo_;
+};
+
+template <bool quantized, class Rows>
+__device__ __forceinline__ void send_channel(const FifoCall &call, const Rows &rows, int32_t to, int32_t channel, OwnRows<quantized, Rows> &own) {
+    const Stream stream(call, rows.count(to));
     const ChannelShare share(stream.total, channel, call.fifos.fifo.channels);
     if (share.begin == share.end) return;
     const int lane = threadIdx.x % 32;
     FifoSender fifo(call.fifos, to, channel, phase_dispatch);
     Cursor at(call, stream, share.begin);
     Cargo<quantized> cargo;
-    cargo.load(call, stream, at, to, lane);
+    cargo.load(call, rows, at, to, lane);
     for (;;) {
         const Cursor now = at;
         const bool more = at.index + 1 < share.end;
         Cargo<quantized> coming;
         if (more) {
             at.next(call, stream);
-            coming.load(call, stream, at, to, lane);
+            coming.load(call, rows, at, to, lane);
         }
+        const bool kept = !quantized && more && own.begin();  // three tiles that are to be quantized do not fit the registers
         cargo.quantize(call, now);
         if (!fifo.await_room()) return;
         stagger();
         send_piece(fifo.at(), lane, cargo.valid, cargo.piece, fifo.tag());
         cargo.send_scales(now, fifo.at(), lane, fifo.tag());
         fifo.advance();
+        if (kept) own.end();
         if (!more) break;
         cargo = coming;
     }
     fifo.close();
 }
 
+// taken: tiles of this FIFO before the call.
 template <bool quantized>
-__device__ void receive_channel(const FifoCall &call, int32_t from, int32_t channel, const Shared &shared) {
+__device__ __forceinline__ void receive_channel(const FifoCall &call, int32_t from, int32_t channel, uint32_t taken, const Shared &shared) {
     const FifoWorkspace &fifos = call.fifos;
     const Stream stream(call, shared.counts[from]);
     const ChannelShare share(stream.total, channel, fifos.fifo.channels);
     if (share.begin == share.end) return;
     const int lane = threadIdx.x % 32;
     const bool many = stream.total > 2 * fifos.fifo.channels;
-    uint32_t *taken_at = fifos.tables.taken + fifo_index(fifos.fifo, other_index(fifos.workspace.rank, from), channel);
-    uint32_t taken = *taken_at;
-    __syncwarp();
     for (Cursor at(call, stream, share.begin);;) {
         Cargo<quantized> cargo;
-        cargo.valid = at.valid(call, stream, lane);
+        cargo.valid = at.valid(call, lane);
         const TileAt tile = tile_from(fifos, from, channel, taken);
         Look look;
         stagger();
@@ -308,36 +118,19 @@ __device__ void receive_channel(const FifoCall &call, int32_t from, int32_t chan
         bool came = await_piece(fifos.workspace, from, phase_dispatch, tile, lane, cargo.valid, taken + 1, many, look, &cargo.piece);
         came = came && cargo.await_scales(fifos.workspace, from, at, tile, lane, taken + 1);
         if (!__all_sync(whole_warp, came)) return;
-        cargo.store(call, stream, at, from, shared.first[from], lane);
+        cargo.store(call, at, from, shared.first[from], lane);
         give_back(fifos, from, channel, ++taken);
         if (at.index + 1 == share.end) break;
         at.next(call, stream);
     }
-    if (lane == 0) *taken_at = taken;
-}
-
-// Rows that this rank's own experts work on.
-template <bool quantized>
-__device__ void keep_own(const FifoCall &call, int64_t first_row) {
-    const int32_t rank = call.fifos.workspace.rank;
-    const int lane = threadIdx.x % 32, warps = gridDim.x * (block_threads / 32);
-    const Stream stream(call, call.fifos.tables.send_counts[rank]);
-    const ChannelShare share(stream.total, static_cast<int>(threadIdx.x / 32) * gridDim.x + blockIdx.x, warps);
-    if (share.begin == share.end) return;
-    for (Cursor at(call, stream, share.begin);;) {
-        Cargo<quantized> cargo;
-        cargo.load(call, stream, at, rank, lane);
-        cargo.quantize(call, at);
-        cargo.store(call, stream, at, rank, first_row, lane);
-        if (at.index + 1 == share.end) break;
-        at.next(call, stream);
-    }
+    if (lane == 0) *taken_from(fifos, from, channel) = taken;
 }
 
 // --- counts ---------------------------------------------------------------------------------------------------------------------
 
 // Rows from each rank and where they begin here, by one warp; false on a fault.
-__device__ bool learn_counts(const FifoCall &call, uint32_t epoch, Shared &shared) {
+template <class Rows>
+__device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t epoch, Shared &shared) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
     bool came = true;
@@ -346,7 +139,7 @@ __device__ bool learn_counts(const FifoCall &call, uint32_t epoch, Shared &share
         if (call.prepares == 0) {
             count = tables.recv_counts[source];
         } else if (source == ws.rank) {
-            count = tables.send_counts[source];
+            count = rows.count(source);
         } else {
             const uint64_t *word = &line_of(call.fifos, ws.mine, source)->rows[epoch & 1];
             uint64_t value = 0;
@@ -372,7 +165,7 @@ __device__ bool learn_counts(const FifoCall &call, uint32_t epoch, Shared &share
 }
 
 // For later calls, and the caller: by one warp of the kernel.
-__device__ void keep_counts(const FifoCall &call, uint32_t epoch, const Shared &shared) {
+__device__ void keep_counts(const FifoCall &call, int32_t tokens_here, uint32_t epoch, const Shared &shared) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
     for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
@@ -381,7 +174,7 @@ __device__ void keep_counts(const FifoCall &call, uint32_t epoch, const Shared &
         tables.recv_counts[source] = shared.counts[source];
         tables.recv_offsets[source] = before;
         if (source == ws.ranks - 1) tables.recv_offsets[ws.ranks] = before + shared.counts[source];
-        uint64_t tokens = static_cast<uint64_t>(tables.state->tokens);
+        uint64_t tokens = static_cast<uint64_t>(tokens_here);
         if (source != ws.rank) {
             const uint64_t *word = &line_of(call.fifos, ws.mine, source)->tokens[epoch & 1];
             await(ws, source, phase_dispatch, [&] {
@@ -394,57 +187,143 @@ __device__ void keep_counts(const FifoCall &call, uint32_t epoch, const Shared &
 }
 
 // Marks the rows of topk_ids that hold none, once: rows already marked with the same id stay. Packed rows fill the part of one source
-// after another.
+// after another. By a warp.
 __device__ void fill_ids(const FifoCall &call, int32_t part, const Shared &shared) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
+    const int lane = threadIdx.x % 32;
     const int64_t begin = int64_t{part} * ws.capacity, all = shared.first[ws.ranks - 1] + shared.counts[ws.ranks - 1];
     const int64_t rows = call.fifos.packed != 0 ? max(int64_t{0}, min(int64_t{ws.capacity}, all - begin)) : shared.counts[part];
     const Filled filled = tables.filled[part];
     const int64_t end = filled.id == call.invalid_id ? filled.rows : ws.capacity;
     int32_t *ids = tables.ids + begin * ws.top_k;
-    for (int64_t i = rows * ws.top_k + threadIdx.x; i < end * ws.top_k; i += block_threads) ids[i] = call.invalid_id;
-    __syncthreads();
-    if (threadIdx.x == 0) tables.filled[part] = {static_cast<int32_t>(rows), call.invalid_id};
+    for (int64_t i = rows * ws.top_k + lane; i < end * ws.top_k; i += 32) ids[i] = call.invalid_id;
+    __syncwarp();
+    if (lane == 0) tables.filled[part] = {static_cast<int32_t>(rows), call.invalid_id};
+}
+
+// --- a routing that every block has found -----------------------------------------------------------------------------------------
+
+// Where each rank's rows begin in send_tokens: by all threads.
+__device__ __forceinline__ void find_offsets(const FoundRows &rows, int32_t ranks, TokenBits &bits) {
+    const int32_t rank = threadIdx.x;
+    if (rank >= ranks) return;
+    int32_t offset = 0;
+    for (int32_t earlier = 0; earlier < rank; ++earlier) offset += rows.count(earlier);
+    bits.offsets[rank] = offset;
+}
+
+// By a warp, of one token.
+__device__ void keep_token(const FifoCall &call, const FoundRows &rows, int32_t token, const TokenBits &bits) {
+    const Workspace &ws = call.fifos.workspace;
+    const FifoTables &tables = call.fifos.tables;
+    const int lane = threadIdx.x % 32;
+    const TokenWeights weights(call, token);
+    int distinct = 0;
+    for (int32_t first = 0; first < ws.ranks; first += 32) {
+        const int32_t rank = first + lane;
+        const bool goes = rank < ws.ranks && rows.goes(token, rank);
+        const uint32_t going = __ballot_sync(whole_warp, goes);
+        const int j = distinct + __popc(going & ((1u << lane) - 1u));
+        const float sum = call.weights != nullptr ? weights.sum_of(rank, ws.top_k) : 0.0f;
+        if (goes) {
+            keep_row(tables, ws, token, j, rank, bits.offsets[rank] + rows.row_of(token, rank));
+            if (call.weights != nullptr) tables.weight_sums[int64_t{token} * ws.max_distinct + j] = sum;
+        }
+        distinct += __popc(going);
+    }
+    keep_distinct(tables, ws, token, distinct);
+}
+
+// --- the kernel -------------------------------------------------------------------------------------------------------------------
+
+// How many channels carry anything, of streams with these rows: by a warp.
+template <class Count>
+__device__ __forceinline__ int busy_channels(const FifoCall &call, Count &&count) {
+    const Workspace &ws = call.fifos.workspace;
+    int32_t most = 0;
+    for (int32_t other = threadIdx.x % 32; other < ws.ranks - 1; other += 32) most = max(most, count(other_rank(ws.rank, other)));
+    const Stream stream(call, __reduce_max_sync(whole_warp, most));
+    return static_cast<int>(min(int64_t{call.fifos.fifo.channels}, stream.total));
+}
+
+template <bool quantized, class Rows>
+__device__ __forceinline__ void move_rows(const FifoCall &call, const Rows &rows, int32_t tokens, uint32_t epoch, Shared &shared) {
+    const FifoWorkspace &fifos = call.fifos;
+    const Workspace &ws = fifos.workspace;
+    const int others = ws.ranks - 1, warp = threadIdx.x / 32, workers = role_warps * gridDim.x;
+    OwnRows<quantized, Rows> own(call, rows, shared);
+    if (fifos.packed == 0) own.open(int64_t{ws.rank} * ws.capacity);
+    // Every worker goes through its FIFOs by channel, then by rank: see the argument in docs/two_sided.md.
+    if (warp < role_warps) {
+        const int tasks = busy_channels(call, [&](int32_t to) { return rows.count(to); }) * others;
+        for (int task = warp * gridDim.x + blockIdx.x; task < tasks; task += workers) {
+            send_channel<quantized>(call, rows, other_rank(ws.rank, task % others), task / others, own);
+        }
+    } else {
+        const int worker = (warp - role_warps) * gridDim.x + blockIdx.x, last = workers - 1 - worker;
+        // Both are there by the time that counts have come.
+        const bool has = others > 0 && worker < fifos.fifo.channels * others;
+        uint32_t taken = has ? *taken_from(fifos, other_rank(ws.rank, worker % others), worker / others) : 0;
+        const bool learned = learn_counts(call, rows, epoch, shared);
+        // The last workers have nothing to receive where there is little.
+        for (int32_t part = last; learned && call.prepares != 0 && part < ws.ranks; part += workers) fill_ids(call, part, shared);
+        if (last == ws.ranks % workers) {
+            if (learned && call.prepares != 0) keep_counts(call, tokens, epoch, shared);
+            check_shapes(fifos, epoch, call.shape, phase_dispatch);
+            __syncwarp();
+        }
+        const int tasks = learned ? busy_channels(call, [&](int32_t from) { return shared.counts[from]; }) * others : 0;
+        for (int task = worker; task < tasks; task += workers) {
+            const int32_t from = other_rank(ws.rank, task % others), channel = task / others;
+            if (task != worker) taken = *taken_from(fifos, from, channel);
+            receive_channel<quantized>(call, from, channel, taken, shared);
+        }
+    }
+    own.rest();
+    if (fifos.packed != 0) {
+        __syncthreads();
+        own.open(shared.first[ws.rank]);  // after the rows of earlier ranks, whose counts have come
+        own.rest();
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) fifos.tables.state->prepared = 1;
 }
 
 template <bool quantized>
 __global__ void __launch_bounds__(block_threads, 1) alltoallv_kernel(const __grid_constant__ FifoCall call) {
     __shared__ Shared shared;
-    const FifoWorkspace &fifos = call.fifos;
-    const Workspace &ws = fifos.workspace;
-    if (!enter(ws)) return;
-    if (__syncthreads_or(found_fault(ws))) return;
-    const uint32_t epoch = next_epoch(fifos.tables.state->calls);
-    if (blockIdx.x == 0) {
-        tell_shape(fifos, epoch, call.shape);
-        if (threadIdx.x == 0 && call.prepares == 0 && fifos.tables.state->prepared == 0) report(ws, fault_pairing, ws.rank, phase_dispatch);
+    uint32_t epoch = 0;
+    if (threadIdx.x == 0) shared.own = 0;
+    if (!begin_call(call.fifos, call.shape, &epoch)) return;
+    const FifoState *state = call.fifos.tables.state;
+    if (blockIdx.x == 0 && threadIdx.x == 0 && call.prepares == 0 && state->prepared == call.repeats) {
+        report(call.fifos.workspace, fault_pairing, call.fifos.workspace.rank, phase_dispatch);
     }
-    const int others = ws.ranks - 1, warp = threadIdx.x / 32, workers = role_warps * gridDim.x;
-    const int tasks = fifos.fifo.channels * others;
-    // Every worker goes through its FIFOs by channel, then by rank: see the argument in docs/two_sided.md.
-    if (warp < role_warps) {
-        for (int task = warp * gridDim.x + blockIdx.x; task < tasks; task += workers) {
-            send_channel<quantized>(call, other_rank(ws.rank, task % others), task / others);
-        }
-    } else {
-        const int worker = (warp - role_warps) * gridDim.x + blockIdx.x;
-        const bool learned = learn_counts(call, epoch, shared);
-        if (worker == 0) {
-            check_shapes(fifos, epoch, call.shape, phase_dispatch);
-            __syncwarp();
-            if (learned && call.prepares != 0) keep_counts(call, epoch, shared);
-        }
-        for (int task = worker; learned && task < tasks; task += workers) {
-            receive_channel<quantized>(call, other_rank(ws.rank, task % others), task / others, shared);
-        }
-    }
+    move_rows<quantized>(call, TableRows(call), state->tokens, epoch, shared);
+}
+
+// Of a call that prepares a routing of few tokens.
+template <bool quantized>
+__global__ void __launch_bounds__(block_threads, 1) prepared_alltoallv_kernel(const __grid_constant__ FifoCall call) {
+    __shared__ Shared shared;
+    __shared__ TokenBits bits;
+    const Workspace &ws = call.fifos.workspace;
+    uint32_t epoch = 0;
+    if (threadIdx.x == 0) shared.own = 0;
+    if (!begin_call(call.fifos, call.shape, &epoch)) return;
+    const int32_t tokens = tokens_of(call);
+    const FoundRows rows(call, tokens, bits);
     __syncthreads();
-    keep_own<quantized>(call, shared.first[ws.rank]);
-    if (call.prepares != 0) {
-        for (int32_t part = blockIdx.x; part < ws.ranks; part += gridDim.x) fill_ids(call, part, shared);
+    find_offsets(rows, ws.ranks, bits);
+    __syncthreads();
+    if (blockIdx.x == 0) tell_counts(call, rows, tokens, epoch, bits.offsets);
+    // Warps that will wait for others' rows have the time, and those in the middle the most.
+    const int warp = threadIdx.x / 32, workers = role_warps * gridDim.x;
+    if (warp >= role_warps) {
+        const int worker = (warp - role_warps) * gridDim.x + blockIdx.x;
+        for (int32_t token = (worker + workers / 2) % workers; token < tokens; token += workers) keep_token(call, rows, token, bits);
     }
-    finish_call(fifos, epoch, 1);
+    move_rows<quantized>(call, rows, tokens, epoch, shared);
 }
 
 }  // namespace
@@ -453,15 +332,20 @@ Result load_fifos() {
     for (Result (*load)() : {&load_fifo_routing, &load_alltoallv_combine}) {
         if (Result result = load(); result != cudaSuccess) return result;
     }
-    return load_each({address_of(&alltoallv_kernel<false>), address_of(&alltoallv_kernel<true>)});
+    return load_each({address_of(&alltoallv_kernel<false>), address_of(&alltoallv_kernel<true>), address_of(&prepared_alltoallv_kernel<false>),
+                      address_of(&prepared_alltoallv_kernel<true>)});
 }
 
 Result alltoallv(const FifoCall &call, const Launch &launch) {
+    const bool quantized = call.quantize != quantize_none;
+    const int wanted = std::max(least_blocks, 4 * launch.tokens);
+    if (call.prepares != 0 && call.tokens <= found_tokens) {
+        return launch_kernel(quantized ? &prepared_alltoallv_kernel<true> : &prepared_alltoallv_kernel<false>, call, launch, wanted);
+    }
     if (call.prepares != 0) {
         if (Result result = fifo_routing(call, launch); result != cudaSuccess) return result;
     }
-    return launch_kernel(call.quantize != quantize_none ? &alltoallv_kernel<true> : &alltoallv_kernel<false>, call, launch,
-                         std::max(least_blocks, 4 * launch.tokens));
+    return launch_kernel(quantized ? &alltoallv_kernel<true> : &alltoallv_kernel<false>, call, launch, wanted);
 }
 
 }  // namespace moelink::kernels::cuda

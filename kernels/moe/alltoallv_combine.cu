@@ -24,41 +24,55 @@ __device__ __forceinline__ const unsigned char *input_row(const FifoCombine &cal
 
 // --- sending --------------------------------------------------------------------------------------------------------------------
 
-// The first of `count` rising tokens that is not below `token`: by a warp, which looks at 32 of them at a time.
-__device__ __forceinline__ int32_t lower_bound(const int32_t *tokens, int32_t count, int64_t token) {
-    const int lane = threadIdx.x % 32;
-    int32_t low = 0, high = count;  // the answer
-    while (low < high) {
-        const int32_t step = (high - low + 31) / 32;
-        const int64_t at = low + int64_t{lane} * step;
-        const bool below = at < high && tokens[at] < token;
-        const int32_t some = __popc(__ballot_sync(whole_warp, below));  // those below come first
-        if (some == 0) return low;
-        const int32_t last = low + (some - 1) * step;
-        low = last + 1;
-        high = min(high, last + step);
-    }
-    return low;
-}
-
-// A tile of a row on its way to its owner.
-struct BackCursor {
-    int32_t row;
-    int32_t tile;
-    int64_t item;  // of the owner's: token * tiles + tile
-
-    __device__ __forceinline__ void find(const int32_t *tokens, int32_t count, int tiles) {
-        item = row < count ? int64_t{tokens[row]} * tiles + tile : INT64_MAX;
-    }
-    __device__ __forceinline__ void next(const int32_t *tokens, int32_t count, int tiles) {
-        if (++tile < tiles) {
-            ++item;
-            return;
+// The tokens of the rows from one rank, which rise: by all lanes of a warp, which hold 32 of them at a time.
+class Origins {
+public:
+    // Begins with the first row whose token is not below `token`.
+    __device__ Origins(const int32_t *tokens, int32_t count, int64_t token) : tokens_(tokens), count_(count) {
+        if (count <= 32) {
+            hold(0);
+            row_ = __popc(__ballot_sync(whole_warp, held_ < token));
+        } else {
+            row_ = lower_bound(token);
+            hold(row_);
         }
-        tile = 0;
-        ++row;
-        find(tokens, count, tiles);
     }
+    __device__ __forceinline__ bool more() const { return row_ < count_; }
+    __device__ __forceinline__ int32_t row() const { return row_; }
+    // Of the row; INT32_MAX after the last one.
+    __device__ __forceinline__ int32_t token() const { return __shfl_sync(whole_warp, held_, row_ - first_); }
+    __device__ __forceinline__ void next() {
+        if (++row_ - first_ == 32) hold(row_);
+    }
+
+private:
+    __device__ __forceinline__ void hold(int32_t first) {
+        first_ = first;
+        const int32_t row = first + static_cast<int32_t>(threadIdx.x % 32);
+        held_ = row < count_ ? tokens_[row] : INT32_MAX;
+    }
+
+    __device__ __forceinline__ int32_t lower_bound(int64_t token) const {
+        const int lane = threadIdx.x % 32;
+        int32_t low = 0, high = count_;  // the answer
+        while (low < high) {
+            const int32_t step = (high - low + 31) / 32;
+            const int64_t at = low + int64_t{lane} * step;
+            const bool below = at < high && tokens_[at] < token;
+            const int32_t some = __popc(__ballot_sync(whole_warp, below));  // those below come first
+            if (some == 0) return low;
+            const int32_t last = low + (some - 1) * step;
+            low = last + 1;
+            high = min(high, last + step);
+        }
+        return low;
+    }
+
+    const int32_t *tokens_;
+    int32_t count_;
+    int32_t row_;
+    int32_t first_;
+    int32_t held_;  // token of row first_ + lane
 };
 
 __device__ void send_back(const FifoCombine &call, int32_t to, int32_t channel) {
@@ -67,24 +81,28 @@ __device__ void send_back(const FifoCombine &call, int32_t to, int32_t channel) 
     const int32_t count = fifos.tables.recv_counts[to];
     const ChannelShare share(int64_t{fifos.tables.source_tokens[to]} * tiles, channel, fifos.fifo.channels);
     if (count == 0 || share.begin == share.end) return;
-    const int32_t *tokens = fifos.tables.origins + int64_t{to} * fifos.workspace.capacity;
-    const int64_t first_token = share.begin / tiles;
-    BackCursor at{lower_bound(tokens, count, first_token), 0, 0};
-    if (at.row < count && tokens[at.row] == first_token) at.tile = static_cast<int32_t>(share.begin - first_token * tiles);
-    at.find(tokens, count, tiles);
-    if (at.item >= share.end) return;
-    const auto load = [&](const BackCursor &cursor) {
-        return load_row_piece(input_row(call, to, cursor.row), call.row_bytes, call.input_width, cursor.tile, lane,
-                              valid_vectors(vectors, cursor.tile, lane));
-    };
     FifoSender fifo(fifos, to, channel, phase_combine);
-    Piece piece = load(at);
+    const int64_t first_token = share.begin / tiles;
+    Origins origins(fifos.tables.origins + int64_t{to} * fifos.workspace.capacity, count, first_token);
+    int64_t token = origins.token();
+    int tile = token == first_token ? static_cast<int>(share.begin - first_token * tiles) : 0;
+    const auto load = [&] {
+        return load_row_piece(input_row(call, to, origins.row()), call.row_bytes, call.input_width, tile, lane, valid_vectors(vectors, tile, lane));
+    };
+    // A tile's place among the owner's: its token's, then its own.
+    const auto carried = [&] { return origins.more() && token * tiles + tile < share.end; };
+    if (!carried()) return;
+    Piece piece = load();
     for (;;) {
-        const int valid = valid_vectors(vectors, at.tile, lane);
-        at.next(tokens, count, tiles);
-        const bool more = at.item < share.end;
+        const int valid = valid_vectors(vectors, tile, lane);
+        if (++tile == tiles) {
+            tile = 0;
+            origins.next();
+            token = origins.token();
+        }
+        const bool more = carried();
         Piece coming{};
-        if (more) coming = load(at);
+        if (more) coming = load();
         if (!fifo.await_room()) return;
         stagger();
         send_piece(fifo.at(), lane, valid, piece, fifo.tag());
@@ -104,14 +122,19 @@ struct TokenRanks {
     float weight;
     int32_t own_row;  // of the rows that stay here, for the lane of this rank
 
-    __device__ TokenRanks(const FifoCombine &call, int64_t token, int lane) {
+    // first_own: of this rank's rows in the list of all.
+    __device__ TokenRanks(const FifoCombine &call, int32_t first_own, int64_t token, int lane) {
         const Workspace &ws = call.fifos.workspace;
         const FifoTables &tables = call.fifos.tables;
         const int64_t at = token * ws.max_distinct + lane;
         distinct = tables.distinct[token];
-        rank = lane < ws.max_distinct ? tables.distinct_ranks[at] : -1;
-        weight = call.weighted && rank >= 0 ? tables.weight_sums[at] : 1.0f;
-        own_row = rank == ws.rank ? tables.back_rows[at] - tables.send_offsets[ws.rank] : 0;
+        rank = -1;
+        weight = 1.0f;
+        own_row = 0;
+        if (lane >= ws.max_distinct) return;
+        rank = tables.distinct_ranks[at];
+        if (call.weighted != 0) weight = tables.weight_sums[at];  // where there is no rank nobody looks at it
+        own_row = tables.back_rows[at] - first_own;
     }
 };
 
@@ -124,6 +147,7 @@ __device__ void add_channel(const FifoCombine &call, int32_t channel, uint32_t *
     const Workspace &ws = fifos.workspace;
     const int lane = threadIdx.x % 32, tiles = static_cast<int>(packet_tiles(call.row_bytes)), vectors = row_vectors(call.row_bytes);
     const int64_t total = int64_t{fifos.tables.state->tokens} * tiles;
+    const int32_t first_own = fifos.tables.send_offsets[ws.rank];
     const ChannelShare share(total, channel, fifos.fifo.channels);
     if (share.begin == share.end) return;
     const bool many = total > 2 * fifos.fifo.channels;
@@ -133,7 +157,7 @@ __device__ void add_channel(const FifoCombine &call, int32_t channel, uint32_t *
     __syncwarp();
     int64_t token = share.begin / tiles;
     int tile = static_cast<int>(share.begin - token * tiles);
-    TokenRanks ranks(call, token, lane);
+    TokenRanks ranks(call, first_own, token, lane);
     for (int64_t item = share.begin; item < share.end; ++item) {
         const int valid = valid_vectors(vectors, tile, lane);
         Sum<T, values> sum[piece_vectors];
@@ -181,7 +205,7 @@ __device__ void add_channel(const FifoCombine &call, int32_t channel, uint32_t *
         store_row_piece(call.output + static_cast<uint64_t>(token) * call.output_stride, call.row_bytes, call.output_width, tile, lane, valid, out);
         if (++tile < tiles || item + 1 == share.end) continue;
         tile = 0;
-        ranks = TokenRanks(call, ++token, lane);
+        ranks = TokenRanks(call, first_own, ++token, lane);
     }
     for (int32_t other = lane; other < ws.ranks - 1; other += 32) {
         fifos.tables.taken[fifo_index(fifos.fifo, other, channel)] = taken[other_rank(ws.rank, other)];
@@ -194,25 +218,30 @@ __global__ void __launch_bounds__(block_threads, 1) alltoallv_combine_kernel(con
     __shared__ Shared shared;
     const FifoWorkspace &fifos = call.fifos;
     const Workspace &ws = fifos.workspace;
-    if (!enter(ws)) return;
-    if (__syncthreads_or(found_fault(ws))) return;
-    const uint32_t epoch = next_epoch(fifos.tables.state->calls);
-    if (blockIdx.x == 0) {
-        tell_shape(fifos, epoch, call.shape);
-        if (threadIdx.x == 0 && fifos.tables.state->prepared == 0) report(ws, fault_pairing, ws.rank, phase_combine);
+    uint32_t epoch = 0;
+    if (!begin_call(fifos, call.shape, &epoch)) return;
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        uint32_t &prepared = fifos.tables.state->prepared;
+        if (prepared == 0) report(ws, fault_pairing, ws.rank, phase_combine);
+        prepared = call.ends != 0 ? 0 : 1;
     }
     const int others = ws.ranks - 1, warp = threadIdx.x / 32, workers = role_warps * gridDim.x;
+    const auto busy_channels = [&](int32_t tokens) {
+        return static_cast<int>(min(int64_t{fifos.fifo.channels}, tokens * static_cast<int64_t>(packet_tiles(call.row_bytes))));
+    };
     if (warp < role_warps) {
-        for (int task = warp * gridDim.x + blockIdx.x; task < fifos.fifo.channels * others; task += workers) {
+        int32_t tokens = 0;
+        for (int32_t other = threadIdx.x % 32; other < others; other += 32) tokens = max(tokens, fifos.tables.source_tokens[other_rank(ws.rank, other)]);
+        const int tasks = busy_channels(__reduce_max_sync(whole_warp, tokens)) * others;
+        for (int task = warp * gridDim.x + blockIdx.x; task < tasks; task += workers) {
             send_back(call, other_rank(ws.rank, task % others), task / others);
         }
     } else {
-        const int worker = (warp - role_warps) * gridDim.x + blockIdx.x;
-        if (worker == 0) check_shapes(fifos, epoch, call.shape, phase_combine);
+        const int worker = (warp - role_warps) * gridDim.x + blockIdx.x, channels = busy_channels(fifos.tables.state->tokens);
+        if (worker == workers - 1) check_shapes(fifos, epoch, call.shape, phase_combine);  // it has no channel where there is little
         __syncwarp();
-        for (int channel = worker; channel < fifos.fifo.channels; channel += workers) add_channel<T>(call, channel, shared.taken[warp - role_warps]);
+        for (int channel = worker; channel < channels; channel += workers) add_channel<T>(call, channel, shared.taken[warp - role_warps]);
     }
-    finish_call(fifos, epoch, call.ends != 0 ? 0 : 1);
 }
 
 using CombineKernel = void (*)(FifoCombine);

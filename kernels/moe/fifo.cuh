@@ -18,6 +18,11 @@ struct ChannelShare {
     int64_t begin, end;
 
     __device__ ChannelShare(int64_t total, int32_t channel, int32_t channels) {
+        if (total < channels) {  // the usual case of few rows, without a division
+            begin = min(int64_t{channel}, total);
+            end = min(int64_t{channel} + 1, total);
+            return;
+        }
         const int64_t each = total / channels, more = total - each * channels;
         begin = each * channel + min(int64_t{channel}, more);
         end = begin + each + (channel < more ? 1 : 0);
@@ -64,12 +69,11 @@ public:
         sent_at_ = fifos.tables.sent + mine;
         credit_ = part<uint32_t>(ws_.mine, fifos.fifo.credits) + mine;
         sent_ = *sent_at_;
-        taken_ = sent_ - depth_;  // until the first look at the credit
     }
 
     // Waits for room for a tile; false on a fault.
     __device__ __forceinline__ bool await_room() {
-        if (sent_ - taken_ < depth_) return true;
+        if (room_ > 0) return true;
         uint32_t taken = 0;
         bool came = true;
         if (threadIdx.x % 32 == 0) {
@@ -81,13 +85,16 @@ public:
             acquire<Site::fifo_credit>(credit_);
         }
         __syncwarp();
-        taken_ = __shfl_sync(whole_warp, taken, 0);
+        room_ = depth_ - (sent_ - __shfl_sync(whole_warp, taken, 0));
         return __shfl_sync(whole_warp, came, 0);
     }
 
     __device__ __forceinline__ TileAt at() const { return fifo_tile_at(fifo_, depth_, sent_); }
     __device__ __forceinline__ uint32_t tag() const { return sent_ + 1; }
-    __device__ __forceinline__ void advance() { ++sent_; }
+    __device__ __forceinline__ void advance() {
+        ++sent_;
+        --room_;
+    }
     // For the next call.
     __device__ __forceinline__ void close() const {
         if (threadIdx.x % 32 == 0) *sent_at_ = sent_;
@@ -101,10 +108,15 @@ private:
     unsigned char *fifo_;
     uint32_t *sent_at_;
     const uint32_t *credit_;
-    uint32_t sent_, taken_;
+    uint32_t sent_;
+    uint32_t room_ = 0;  // tiles, as far as this warp knows
 };
 
 // How many tiles from one rank have been taken is kept by whoever takes them.
+__device__ __forceinline__ uint32_t *taken_from(const FifoWorkspace &fifos, int32_t from, int32_t channel) {
+    return fifos.tables.taken + fifo_index(fifos.fifo, other_index(fifos.workspace.rank, from), channel);
+}
+
 __device__ __forceinline__ TileAt tile_from(const FifoWorkspace &fifos, int32_t from, int32_t channel, uint32_t taken) {
     unsigned char *fifo = fifo_at(fifos.fifo, fifos.workspace.mine, other_index(fifos.workspace.rank, from), channel);
     return fifo_tile_at(fifo, static_cast<uint32_t>(fifos.fifo.depth), taken);
@@ -123,6 +135,11 @@ __device__ __forceinline__ void give_back(const FifoWorkspace &fifos, int32_t fr
     store_relaxed(part<uint32_t>(peer_of(ws, from), fifos.fifo.credits) + fifo_index(fifos.fifo, other_index(from, ws.rank), channel), taken);
 }
 
+// --- the order of calls ---------------------------------------------------------------------------------------------------------
+
+// The epoch of the call that is under way: by threads of a block that has not moved on.
+__device__ __forceinline__ uint32_t epoch_of(const FifoState *state) { return next_epoch(static_cast<uint32_t>(load_relaxed(&state->turns) >> 32)); }
+
 // --- what ranks tell each other of a call -------------------------------------------------------------------------------------
 
 __device__ __forceinline__ FifoLine *line_of(const FifoWorkspace &fifos, unsigned char *slot, int32_t source) {
@@ -136,6 +153,23 @@ __device__ __forceinline__ void tell_shape(const FifoWorkspace &fifos, uint32_t 
     if (rank >= ws.ranks || rank == ws.rank) return;
     stagger();
     store_relaxed(&line_of(fifos, peer_of(ws, rank), ws.rank)->shape[epoch & 1], tagged(epoch, shape));
+}
+
+// A kernel's entry, by all threads: its epoch; false: do nothing. Every block adds 1 to the count of turns and the first one what is
+// missing to a whole turn, so a block that has not added finds the last call's epoch, whoever else has, and nobody waits for the last.
+__device__ __forceinline__ bool begin_call(const FifoWorkspace &fifos, uint32_t shape, uint32_t *epoch) {
+    const Workspace &ws = fifos.workspace;
+    if (!enter(ws)) return false;
+    FifoState *state = fifos.tables.state;
+    *epoch = epoch_of(state);
+    if (__syncthreads_or(found_fault(ws))) return false;
+    if (threadIdx.x == 0) {
+        const uint64_t step = uint64_t{*epoch} - (load_relaxed(&state->turns) >> 32);  // 1 but where the epoch begins anew
+        const uint64_t turns = blockIdx.x == 0 ? (step << 32) - (gridDim.x - 1) : 1;
+        asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(&state->turns), "l"(turns) : "memory");
+    }
+    if (blockIdx.x == 0) tell_shape(fifos, *epoch, shape);
+    return true;
 }
 
 // Waits until every rank has come to this call, with the same shape: by one warp. So no rank gets two calls ahead of another.
@@ -153,18 +187,6 @@ __device__ inline void check_shapes(const FifoWorkspace &fifos, uint32_t epoch, 
         }
         if (static_cast<uint32_t>(value) != shape) report(ws, fault_mismatch, source, phase);
     }
-}
-
-// The end of a call, by all threads of every block: the last block moves the slot on.
-__device__ __forceinline__ void finish_call(const FifoWorkspace &fifos, uint32_t epoch, uint32_t prepared) {
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    FifoState *state = fifos.tables.state;
-    __threadfence();
-    if (atomicAdd(&state->finished, 1u) != gridDim.x - 1) return;
-    state->finished = 0;
-    state->calls = epoch;
-    state->prepared = prepared;
 }
 
 // --- vectors of rows of any size ----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 // the FIFOs (alltoallv.cu).
 #include "common/load.cuh"
 #include "common/start.cuh"
-#include "moe/fifo.cuh"
+#include "moe/fifo_rows.cuh"
 #include "moe/routing.cuh"
 
 namespace moelink::kernels::cuda {
@@ -22,6 +22,8 @@ struct Shared {
     Routes routes;
     int32_t totals[max_cuda_ranks];   // rows to each rank
     int32_t offsets[max_cuda_ranks];  // of them in send_tokens
+
+    __device__ __forceinline__ int32_t count(int32_t to) const { return totals[to]; }
 };
 
 // Rows to each rank, and where they begin in the list of all: of the tokens before the block's and of the others.
@@ -52,59 +54,19 @@ __device__ __forceinline__ void count_all(const Ids &ids, int32_t tokens, int64_
     __syncthreads();
 }
 
-__device__ void tell_counts(const FifoCall &call, int32_t tokens, uint32_t epoch, const Shared &shared) {
-    const Workspace &ws = call.fifos.workspace;
-    const FifoTables &tables = call.fifos.tables;
-    const int32_t rank = threadIdx.x;
-    if (rank < ws.ranks) {
-        tables.send_counts[rank] = shared.totals[rank];
-        tables.send_offsets[rank] = shared.offsets[rank];
-        if (rank == ws.ranks - 1) tables.send_offsets[ws.ranks] = shared.offsets[rank] + shared.totals[rank];
-        if (rank != ws.rank) {
-            FifoLine *line = line_of(call.fifos, peer_of(ws, rank), ws.rank);
-            stagger();
-            store_relaxed(&line->tokens[epoch & 1], tagged(epoch, static_cast<uint32_t>(tokens)));
-            store_relaxed(&line->rows[epoch & 1], tagged(epoch, static_cast<uint32_t>(shared.totals[rank])));
-        }
-    }
-    if (threadIdx.x == 0) {
-        if (tables.state->prepared != 0) report(ws, fault_pairing, ws.rank, phase_dispatch);
-        tables.state->tokens = tokens;
-    }
-}
-
 // A token a warp.
-template <class Id>
-__device__ void keep_tokens(const FifoCall &call, const Ids &ids, int64_t first, int count, const Shared &shared) {
+__device__ void keep_tokens(const FifoCall &call, int64_t first, int count, const Shared &shared) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
     const int lane = threadIdx.x % 32;
     for (int local = threadIdx.x / 32; local < count; local += block_warps) {
         const int64_t token = first + local;
         const int distinct = shared.routes.distinct[local];
-        int32_t rank = -1, place = -1;
-        if (lane < distinct) {
-            const Destination to = shared.routes.to[local][lane];
-            rank = to.rank;
-            place = shared.offsets[rank] + to.slot;
-            tables.send_tokens[place] = static_cast<int32_t>(token);
-        }
-        if (lane < ws.max_distinct) {
-            tables.distinct_ranks[token * ws.max_distinct + lane] = rank;
-            tables.back_rows[token * ws.max_distinct + lane] = place;
-        }
-        if (lane == 0) tables.distinct[token] = distinct;
+        const Destination to = lane < distinct ? shared.routes.to[local][lane] : Destination{-1, 0};
+        if (lane < distinct) keep_row(tables, ws, token, lane, to.rank, shared.offsets[to.rank] + to.slot);
+        keep_distinct(tables, ws, token, distinct);
         if (call.weights == nullptr) continue;
-        float weight = 0.0f, sum = 0.0f;
-        int32_t owner = -1;
-        if (lane < ws.top_k) {
-            weight = call.weights[token * ws.top_k + lane];
-            owner = ws.owners.rank_of(read_id<Id>(ids, token, lane));
-        }
-        for (int k = 0; k < ws.top_k; ++k) {
-            const float other = __shfl_sync(whole_warp, weight, k);
-            if (__shfl_sync(whole_warp, owner, k) == rank) sum += other;
-        }
+        const float sum = TokenWeights(call, token).sum_of(to.rank, ws.top_k);
         if (lane < distinct) tables.weight_sums[token * ws.max_distinct + lane] = sum;
     }
 }
@@ -116,12 +78,11 @@ __global__ void __launch_bounds__(block_threads, 1) fifo_routing_kernel(const __
     if (!enter(ws)) return;
     if (__syncthreads_or(found_fault(ws))) return;
     const Ids ids{ws, call.ids, call.whole_ids};
-    int32_t tokens = call.tokens;
-    if (call.tokens_device != nullptr) tokens = max(0, min(tokens, *call.tokens_device));
+    const int32_t tokens = tokens_of(call);
     const int64_t begin = share_begin(tokens, blockIdx.x, gridDim.x), end = share_begin(tokens, blockIdx.x + 1, gridDim.x);
-    const uint32_t epoch = next_epoch(call.fifos.tables.state->calls);
+    const uint32_t epoch = epoch_of(call.fifos.tables.state);
     count_all<Id, Words>(ids, tokens, begin, shared);
-    if (blockIdx.x == 0) tell_counts(call, tokens, epoch, shared);
+    if (blockIdx.x == 0) tell_counts(call, shared, tokens, epoch, shared.offsets);
     for (int64_t first = begin; first < end; first += batch_tokens) {
         const int count = static_cast<int>(min(int64_t{batch_tokens}, end - first));
         find_batch<Id, Words>(ids, first, count, shared.routes);
@@ -129,7 +90,7 @@ __global__ void __launch_bounds__(block_threads, 1) fifo_routing_kernel(const __
         number_batch<Words>(spread_owners, ws.ranks, 0, count, shared.routes);
         __syncthreads();
         advance(ws.ranks, shared.routes);
-        keep_tokens<Id>(call, ids, first, count, shared);
+        keep_tokens(call, first, count, shared);
         __syncthreads();
     }
 }

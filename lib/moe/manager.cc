@@ -321,6 +321,7 @@ void Manager::prepare(const moelink_prepare_args *args, moelink_stream stream, m
     }
     const moelink_prepared result = in_round(capturing, [&] { return backend_->prepare(call, stream); });
     if (!capturing) slot.stage = Stage::dispatched;
+    slot.routed = false;
     slot.dispatch = {};
     slot.dispatch.weights = call.topk_weights != nullptr || call.num_tokens == 0;
     slot.dispatch.args.num_tokens = call.num_tokens;

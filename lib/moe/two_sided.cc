@@ -84,7 +84,7 @@ kernels::FifoCall TwoSided::routing(const PrepareCall &call) {
 void TwoSided::add_tensors(kernels::FifoCall &call, const moelink_rows *tensors, const moelink_rows *outputs, int32_t count,
                            kernels::QuantizeForm quantize) const {
     Shape shape;
-    shape.add(call.prepares).add(call.fifos.packed).add(static_cast<uint64_t>(call.statistics_count)).add(quantize);
+    shape.add(call.prepares).add(call.repeats).add(call.fifos.packed).add(static_cast<uint64_t>(call.statistics_count)).add(quantize);
     shape.add(static_cast<uint64_t>(count));
     call.quantize = quantize;
     for (int32_t i = 0; i < count; ++i) {
@@ -121,9 +121,6 @@ void TwoSided::run(const kernels::FifoCall &call, int32_t tokens, int32_t sm_bud
 
 Received TwoSided::dispatch(const DispatchCall &call, moelink_stream stream) {
     const moelink_dispatch_args &args = call.args;
-    if (call.cached) {
-        fail(MOELINK_ERR_UNSUPPORTED, "MOELINK_DISPATCH_F_CACHED_ROUTING is not for two-sided managers: moelink_prepare once and moelink_alltoallv repeat a routing");
-    }
     if (!call.routed) fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is for ALLGATHER_REDUCESCATTER, whose rows go to all ranks");
     const Slot &slot = slots_[static_cast<size_t>(args.slot)];
     Received received;
@@ -139,9 +136,14 @@ Received TwoSided::dispatch(const DispatchCall &call, moelink_stream stream) {
         }
         received.payloads[i].row_bytes = rows.row_bytes;
     }
-    PrepareCall prepare{args.slot, args.num_tokens, args.topk_ids_dtype, args.num_tokens_device, args.topk_ids, args.topk_weights, false,
-                        args.invalid_id, nullptr, 0, args.sm_budget};
-    kernels::FifoCall params = routing(prepare);
+    kernels::FifoCall params{};
+    if (call.cached) {
+        params.fifos = slot.fifos;
+        params.repeats = 1;
+    } else {
+        params = routing({args.slot, args.num_tokens, args.topk_ids_dtype, args.num_tokens_device, args.topk_ids, args.topk_weights, false,
+                          args.invalid_id, nullptr, 0, args.sm_budget});
+    }
     add_tensors(params, call.payloads.data(), received.payloads.data(), call.payload_count, call.quantize);
     run(params, args.num_tokens, args.sm_budget, stream);
     const kernels::FifoTables &tables = slot.fifos.tables;

@@ -364,8 +364,7 @@ static void out_of_turn(rank_context *ctx, int32_t kind, moelink_stream stream) 
     RANK_STATUS(ctx, moelink_dispatch_receive(manager, 0, stream), MOELINK_ERR_INVALID_STATE);
     RANK_STATUS(ctx, moelink_dispatch_receive(manager, 3, stream), MOELINK_ERR_INVALID_ARGUMENT);
     RANK_STATUS(ctx, moelink_combine_receive(manager, 0, stream), MOELINK_ERR_INVALID_STATE);
-    const int repeats = kind == MOELINK_MANAGER_TWO_SIDED ? 1 : 2;
-    for (int repeat = 0; repeat < repeats; ++repeat) {
+    for (int repeat = 0; repeat < 2; ++repeat) {
         if (repeat == 1) {
             flight.args.flags = MOELINK_DISPATCH_F_CACHED_ROUTING;
             flight.args.num_tokens = 11;

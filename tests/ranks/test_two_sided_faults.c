@@ -145,6 +145,29 @@ static void test_killed_while_rows_travel(void **state) {
 
 /* --- refusals ---------------------------------------------------------------------------------------------------------------- */
 
+/* A dispatch repeats the routing of the last dispatch, and none once another one was prepared. `memory` has room for 32 rows of the geometry's. */
+static void routing_forgotten(rank_context *ctx, moelink_manager *manager, void *memory, moelink_stream stream) {
+    moelink_rows rows = {memory, 160, 0, MOELINK_DTYPE_F32, 0}, received;
+    moelink_dispatch_args dispatch = MOELINK_DISPATCH_ARGS_INIT;
+    moelink_dispatched dispatched = MOELINK_DISPATCHED_INIT;
+    moelink_combine_args combine = MOELINK_COMBINE_ARGS_INIT;
+    moelink_prepare_args prepare = MOELINK_PREPARE_ARGS_INIT;
+    moelink_prepared prepared = MOELINK_PREPARED_INIT;
+    dispatch.payloads = &rows;
+    dispatch.payload_count = 1;
+    dispatched.payloads = &received;
+    combine.input = combine.output = rows;
+    for (int repeat = 0; repeat < 2; ++repeat) {
+        RANK_OK(ctx, moelink_dispatch(manager, &dispatch, stream, &dispatched));
+        RANK_OK(ctx, moelink_combine(manager, &combine, stream));
+        dispatch.flags = MOELINK_DISPATCH_F_CACHED_ROUTING;
+    }
+    RANK_OK(ctx, moelink_prepare(manager, &prepare, stream, &prepared));
+    RANK_OK(ctx, moelink_combine(manager, &combine, stream));
+    RANK_STATUS(ctx, moelink_dispatch(manager, &dispatch, stream, &dispatched), MOELINK_ERR_INVALID_STATE);
+    RANK_TEXT(ctx, moelink_last_error(), "no dispatch whose routing");
+}
+
 static void refusals(rank_context *ctx) {
     moelink_stream stream = device_stream_create(ctx);
     moe_geometry geometry;
@@ -153,7 +176,7 @@ static void refusals(rank_context *ctx) {
     moelink_prepare_args args = MOELINK_PREPARE_ARGS_INIT;
     moelink_prepared prepared = MOELINK_PREPARED_INIT;
     moelink_combine_args combine = MOELINK_COMBINE_ARGS_INIT;
-    int64_t *memory = device_alloc(ctx, 4096);
+    int64_t *memory = device_alloc(ctx, 8192);
     moelink_rows tensor = {memory, 16, 0, 0, 0}, output = {memory, 16, 0, 0, 0};
     for (int i = 0; i < PLAN_KINDS; ++i) {
         moelink_manager *manager = NULL;
@@ -205,6 +228,7 @@ static void refusals(rank_context *ctx) {
         RANK_OK(ctx, moelink_alltoallv(manager, 0, NULL, 0, NULL, stream));
         RANK_OK(ctx, moelink_manager_abandon(manager, 0));
         MOE_EXPECT_STATE(ctx, manager, MOELINK_STATE_READY, 1);
+        routing_forgotten(ctx, manager, memory, stream);
         moelink_manager_destroy(manager);
     }
     device_free(ctx, memory);

@@ -351,8 +351,7 @@ static void run_once(rank_context *ctx, moelink_manager *manager, int kind, cons
 void moe_round_run(rank_context *ctx, moelink_manager *manager, int kind, const moe_geometry *geometry, const moe_round *round,
                    moelink_stream stream) {
     run_once(ctx, manager, kind, geometry, round, stream);
-    /* A two-sided manager repeats a routing by prepare and alltoallv. */
-    if (!round->again || !round->combine || kind == MOELINK_MANAGER_TWO_SIDED) return;
+    if (!round->again || !round->combine) return;
     moe_round other = *round;
     other.cached = 1;
     other.rows_seed = 1;
