@@ -111,7 +111,7 @@ void Comm::add_layer(int32_t number, const moelink_eplb_tensor *tensors, int32_t
     });
     settle(*group_, outcome, deadline);
     agree_on_layer(*group_, *layer, deadline);
-    const uint64_t staging_bytes = std::max(staging_bytes_, (layer->expert_bytes + 127) / 128 * 128);
+    const uint64_t staging_bytes = std::max(staging_bytes_, (packed_bytes(layer->live(0)) + 127) / 128 * 128);
     Buffer staging;
     step(*group_, deadline, [&] {
         if (staging_bytes == staging_bytes_ || params_.staging_experts == 0) return;
