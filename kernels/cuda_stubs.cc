@@ -1,5 +1,6 @@
 // Stands in for the CUDA kernels in a build without CUDA. The library refuses CUDA groups before any of these is reached.
 #include "arrange.hpp"
+#include "strips.hpp"
 #include "two_sided.hpp"
 
 namespace moelink::kernels::cuda {
@@ -25,5 +26,6 @@ Result count_loads(const CountLoads &, CUstream_st *) { return not_built; }
 Result route(const RouteParams &, CUstream_st *) { return not_built; }
 Result record_load(const RecordParams &, CUstream_st *) { return not_built; }
 Result sum_load(const SumParams &, CUstream_st *) { return not_built; }
+Result copy_strips(const StripCopy *, size_t, int, CUstream_st *) { return not_built; }
 
 }  // namespace moelink::kernels::cuda

@@ -79,7 +79,12 @@ typedef struct moelink_eplb_comm_params {
     uint32_t flags;          /**< MOELINK_EPLB_COMM_F_*; the same on every rank */
     int32_t staging_experts; /**< K: experts that a rank can receive in one round, staged beside the live rows; 0 = 4. Memory for
                                   K experts of the largest layer is taken by register. Not used with DIRECT */
-    int32_t reserved;        /**< 0 */
+    int32_t sm_budget;       /**< READ on CUDA: multiprocessors that copy rows, from peers, from the staging into slots and inside the
+                                  rank. -1: none, always the copy engines. 0: the library chooses: 8 for many small tensors at once,
+                                  the copy engines for larger ones and, with ASYNC, for all. N: so many, at most those of the device,
+                                  for all rows that kernels can read; kernels that wait for peers hold their multiprocessors, so
+                                  beside a running model N must be left free. Refused above 0 on the host device and by other
+                                  kinds. Ranks may differ */
     uint64_t chunk_bytes;    /**< [bytes] of the pieces that STAGED sends and UCX reads, 4096 .. 2^30; 0 = 1 MiB; the same on
                                   every rank */
     uint64_t timeout_ns;     /**< [ns] deadline of each collective call; 0 = the group's */
@@ -105,8 +110,10 @@ typedef struct moelink_eplb_comm_info {
     uint64_t generation;      /**< rounds begun since create */
     uint64_t staging_bytes;   /**< [bytes] of the group's device that hold received experts until they are committed */
     uint64_t host_bytes;      /**< [bytes] of host memory (pinned on CUDA) that data pass through */
+    int32_t sm_budget;        /**< in use: that of the params, and -1 where no multiprocessor copies rows; 0 before init */
+    int32_t sms;              /**< multiprocessors that copy rows when any do; 0: none ever */
 } moelink_eplb_comm_info;
-#define MOELINK_EPLB_COMM_INFO_INIT {(uint32_t)sizeof(moelink_eplb_comm_info), 0, 0, 0, 0, 0, 0, 0, 0u, 0u, 0u}
+#define MOELINK_EPLB_COMM_INFO_INIT {(uint32_t)sizeof(moelink_eplb_comm_info), 0, 0, 0, 0, 0, 0, 0, 0u, 0u, 0u, 0, 0}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_comm_info_init(moelink_eplb_comm_info *info);
 
@@ -131,8 +138,9 @@ typedef struct moelink_eplb_comm_stats {
     uint64_t received_bytes[4];   /**< [bytes] by MOELINK_EPLB_LINK_*; of committed rounds */
     uint64_t stale_messages;      /**< of earlier rounds, dropped */
     uint64_t checked_experts;     /**< whose code was compared */
+    uint64_t sm_copies;           /**< of an expert's rows, made by multiprocessors, also of rounds that failed */
 } moelink_eplb_comm_stats;
-#define MOELINK_EPLB_COMM_STATS_INIT {(uint32_t)sizeof(moelink_eplb_comm_stats), 0, 0, 0u, 0u, 0u, 0u, {0u, 0u, 0u, 0u}, 0u, 0u}
+#define MOELINK_EPLB_COMM_STATS_INIT {(uint32_t)sizeof(moelink_eplb_comm_stats), 0, 0, 0u, 0u, 0u, 0u, {0u, 0u, 0u, 0u}, 0u, 0u, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_comm_stats_init(moelink_eplb_comm_stats *stats);
 

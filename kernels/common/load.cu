@@ -12,11 +12,13 @@ Result load_combine();
 Result load_gather();
 Result load_route();
 Result load_load_window();
+Result load_strips();
 Result load_arrange();
 Result load_fifos();
 
 Result load_kernels() {
-    for (Result (*load)() : {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window, &load_arrange, &load_fifos}) {
+    for (Result (*load)() :
+         {&load_dispatch, &load_combine, &load_gather, &load_route, &load_load_window, &load_strips, &load_arrange, &load_fifos}) {
         if (Result result = load(); result != cudaSuccess) return result;
     }
     return cudaSuccess;

@@ -25,10 +25,11 @@ void Comm::ensure(const moelink_eplb_comm_params *given) {
     const moelink_eplb_comm_params want = read_comm_params(given, *parent_);
     require(Queue::may_hold, "ensure");
     if (want.flags != params_.flags || want.staging_experts != params_.staging_experts || want.chunk_bytes != params_.chunk_bytes ||
-        want.nccl_comm != params_.nccl_comm || want.timeout_ns != params_.timeout_ns) {
+        want.sm_budget != params_.sm_budget || want.nccl_comm != params_.nccl_comm || want.timeout_ns != params_.timeout_ns) {
         fail(MOELINK_ERR_INVALID_STATE,
-             "the communicator was initialised with other params (flags {:#x}, staging_experts {}, chunk_bytes {}, timeout_ns {}); use reinit",
-             params_.flags, params_.staging_experts, params_.chunk_bytes, params_.timeout_ns);
+             "the communicator was initialised with other params (flags {:#x}, staging_experts {}, sm_budget {}, chunk_bytes {}, "
+             "timeout_ns {}); use reinit",
+             params_.flags, params_.staging_experts, params_.sm_budget, params_.chunk_bytes, params_.timeout_ns);
     }
 }
 
@@ -43,8 +44,11 @@ void Comm::open(const moelink_eplb_comm_params *given) {
     const Deadline deadline = Deadline::after_ns(params.timeout_ns != 0 ? params.timeout_ns : parent_->timeout_ns());
     Ref<Group> group = parent_->split(0, parent_->rank());
     CommChoice choice = agree_on_comm(*group, wanted_, params, generation_, outcome, deadline);
-    std::unique_ptr<CommBackend> backend = choice.row->make(CommBackendParams{*group, device_, choice.places, params});
+    std::unique_ptr<StripCopier> copier;
+    step(*group, deadline, [&] { copier = std::make_unique<StripCopier>(device_, read_sm_budget(params, choice.row->kind, device_)); });
+    std::unique_ptr<CommBackend> backend = choice.row->make(CommBackendParams{*group, device_, *copier, choice.places, params});
     group_ = std::move(group);
+    copier_ = std::move(copier);
     backend_ = std::move(backend);
     row_ = choice.row;
     params_ = params;
@@ -64,6 +68,7 @@ void Comm::cleanup() {
     if (row_ == nullptr) return;
     take_counters();
     backend_.reset();
+    copier_.reset();
     layers_.clear();
     staging_ = {};
     staging_bytes_ = 0;
@@ -111,7 +116,7 @@ void Comm::add_layer(int32_t number, const moelink_eplb_tensor *tensors, int32_t
     });
     settle(*group_, outcome, deadline);
     agree_on_layer(*group_, *layer, deadline);
-    const uint64_t staging_bytes = std::max(staging_bytes_, (layer->expert_bytes + 127) / 128 * 128);
+    const uint64_t staging_bytes = std::max(staging_bytes_, (packed_bytes(layer->live(0)) + 127) / 128 * 128);
     Buffer staging;
     step(*group_, deadline, [&] {
         if (staging_bytes == staging_bytes_ || params_.staging_experts == 0) return;
@@ -269,8 +274,8 @@ void Comm::launch(moelink_stream stream) {
     clear_queues();
     require(Queue::may_hold, "execute");
     ++generation_;
-    flight->exchange = std::make_unique<Exchange>(Exchange::Place{*group_, device_, *backend_, *row_}, flight->round, *rounds_, context_,
-                                                  (params_.flags & MOELINK_EPLB_COMM_F_CHECKSUM) != 0);
+    const Exchange::Place place{*group_, device_, *copier_, *backend_, *row_};
+    flight->exchange = std::make_unique<Exchange>(place, flight->round, *rounds_, context_, (params_.flags & MOELINK_EPLB_COMM_F_CHECKSUM) != 0);
     flights_.push_back(std::move(flight));
     flights_.back()->exchange->start(deadline);
 }
@@ -282,9 +287,11 @@ void Comm::finish() {
     try {
         end(*flight);
         or_poison([&] {
+            std::vector<ExpertCopy> copies;
             for (size_t i = 0; i < round.receives.size(); ++i) {
-                if (!flight->destinations[i].empty()) copy_strips(device_, flight->destinations[i], round.receives[i].rows, stream_);
+                if (!flight->destinations[i].empty()) copies.push_back({flight->destinations[i], round.receives[i].rows});
             }
+            copier_->copy(copies, stream_);
             device_.synchronize(stream_);
         });
     } catch (const Error &error) {
@@ -330,6 +337,7 @@ void Comm::count(const Round &round) {
 void Comm::take_counters() {
     stats_.stale_messages += std::exchange(rounds_->stale_messages, 0);
     stats_.checked_experts += std::exchange(rounds_->checked_experts, 0);
+    stats_.sm_copies += std::exchange(copier_->copies_by_sms, 0);
     for (size_t rank = 0; rank < wait_ns_.size(); ++rank) wait_ns_[rank] += std::exchange(rounds_->wait_ns[rank], 0);
 }
 
@@ -364,6 +372,8 @@ moelink_eplb_comm_info Comm::describe(std::string *reasons) const {
     info.staging_experts = params_.staging_experts;
     info.staging_bytes = static_cast<uint64_t>(params_.staging_experts) * staging_bytes_;
     info.host_bytes = backend_->host_bytes();
+    info.sm_budget = copier_->budget().sm_budget;
+    info.sms = copier_->budget().sms;
     *reasons = reason_;
     backend_->describe(info, *reasons);
     return info;

@@ -67,6 +67,7 @@ public:
     // communicator only. Throws INVALID_STATE when CREATED.
     Group &group();
     const Device &device() const { return device_; }
+    StripCopier &copier() { return *copier_; }
     // Where an expert is staged, packed; place is below params().staging_experts. Rows that were received there directly stay until
     // others are staged.
     Strips staged(const Layer &layer, int place) const;
@@ -110,6 +111,7 @@ private:
     moelink_eplb_comm_params params_ = MOELINK_EPLB_COMM_PARAMS_INIT;
     std::vector<ProcessPlace> places_;
     std::string reason_;
+    std::unique_ptr<StripCopier> copier_;
     std::unique_ptr<CommBackend> backend_;
     std::map<int32_t, std::unique_ptr<Layer>> layers_;
     Buffer staging_;

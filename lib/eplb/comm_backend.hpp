@@ -1,7 +1,7 @@
 // One way to move experts: a file that implements CommBackend and one row in the table of kinds (comm_kinds.cc).
 #pragma once
 
-#include "eplb/strips.hpp"
+#include "eplb/strip_copier.hpp"
 #include "group/agreement.hpp"
 #include "group/group.hpp"
 #include "memory/place.hpp"
@@ -102,6 +102,7 @@ public:
 struct CommBackendParams {
     Group &group;  // the communicator's own
     const Device &device;
+    StripCopier &copier;
     const std::vector<ProcessPlace> &places;  // of all ranks
     moelink_eplb_comm_params params;          // defaults filled in
 };

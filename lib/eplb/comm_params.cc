@@ -11,6 +11,7 @@ namespace moelink::eplb {
 namespace {
 
 constexpr uint64_t default_chunk = 1 << 20;
+constexpr int32_t default_sms = 8;  // of a copy, where the library chooses
 constexpr uint32_t known_flags =
     MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM | MOELINK_EPLB_COMM_F_ASYNC | MOELINK_EPLB_COMM_F_NO_MAP;
 
@@ -71,12 +72,30 @@ moelink_eplb_comm_params read_comm_params(const moelink_eplb_comm_params *given,
     if (params.staging_experts < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.staging_experts is {}", params.staging_experts);
     if (params.staging_experts == 0) params.staging_experts = 4;
     if ((params.flags & MOELINK_EPLB_COMM_F_DIRECT) != 0) params.staging_experts = 0;
+    if (params.sm_budget < -1) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "params.sm_budget is {}, neither -1, 0 nor a number of multiprocessors", params.sm_budget);
+    }
     if (params.chunk_bytes == 0) params.chunk_bytes = default_chunk;
     if (params.chunk_bytes < 4096 || params.chunk_bytes > uint64_t{1} << 30) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "params.chunk_bytes is {}, not in 4096 .. 2^30", params.chunk_bytes);
     }
     if (params.timeout_ns == 0) params.timeout_ns = group.timeout_ns();
     return params;
+}
+
+SmBudget read_sm_budget(const moelink_eplb_comm_params &params, int32_t kind, const Device &device) {
+    const int32_t budget = params.sm_budget;
+    if (budget > 0 && !device.on_cuda()) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.sm_budget is {}, and the group is on the host", budget);
+    if (budget > 0 && kind != MOELINK_EPLB_COMM_READ) {
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "params.sm_budget is {}, and {} copies no rows by multiprocessors; read does", budget,
+             find_comm_kind(kind)->name);
+    }
+    // A model that runs meanwhile has kernels that hold their multiprocessors while they wait for peers.
+    const bool beside_model = (params.flags & MOELINK_EPLB_COMM_F_ASYNC) != 0;
+    if (!device.on_cuda() || kind != MOELINK_EPLB_COMM_READ || budget == -1 || (budget == 0 && beside_model)) return {};
+    const int32_t most = device.multiprocessors();
+    if (budget > most) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.sm_budget is {}, and the device has {} multiprocessors", budget, most);
+    return {budget, budget > 0 ? budget : std::min(default_sms, most)};
 }
 
 void require_comm_kind(int32_t kind, int32_t device) {
@@ -109,6 +128,9 @@ moelink_eplb_comm_info query_comm(const Group &group, int32_t kind, const moelin
     }
     info.staging_bytes = static_cast<uint64_t>(params.staging_experts) * expert_bytes;
     info.host_bytes = row->host_bytes(group.device(), params);
+    const SmBudget budget = read_sm_budget(params, info.kind, Device(group));
+    info.sm_budget = budget.sm_budget;
+    info.sms = budget.sms;
     return info;
 }
 

@@ -9,6 +9,9 @@ namespace moelink::eplb {
 // Checked, with defaults filled in.
 moelink_eplb_comm_params read_comm_params(const moelink_eplb_comm_params *given, const Group &group);
 
+// What params.sm_budget means for a kind. Throws where it asks for what there is not.
+SmBudget read_sm_budget(const moelink_eplb_comm_params &params, int32_t kind, const Device &device);
+
 // Throws unless the kind exists and this machine can run it on the device; AUTO always exists.
 void require_comm_kind(int32_t kind, int32_t device);
 

@@ -18,8 +18,8 @@ struct Looked {
 // layer: where the round's rows are; NULL for a round without transfers on this rank. ucx: NULL where nobody is read over it.
 class ReadFlight final : public CommFlight {
 public:
-    ReadFlight(PullRoom &room, UcxWorker *ucx, const Looked *looked, Round &round)
-        : device_(room.device), looked_(looked), round_(round), pull_(room, round) {
+    ReadFlight(PullRoom &room, StripCopier &copier, UcxWorker *ucx, const Looked *looked, Round &round)
+        : device_(room.device), copier_(copier), looked_(looked), round_(round), pull_(room, round) {
         if (ucx != nullptr) ucx_reads_ = std::make_unique<UcxReads>(*ucx, room.chunk_bytes);
     }
 
@@ -43,21 +43,12 @@ public:
 
     void on_message(int from, const MessageHead &head, const Payload &payload) override { pull_.on_message(from, head, payload); }
 
-    // One expert a call, so that peers are served in between; a device gets all at once.
     Busy poll() override {
         Busy busy = pull_.poll();
         if (ucx_reads_) busy = std::max(busy, ucx_reads_->poll());
-        while (!reads_.empty()) {
-            Transfer &receive = *reads_.front();
-            reads_.pop_front();
-            const Strips source = looked_->reached[static_cast<size_t>(receive.peer)].rows(receive.slot);
-            copies_.push_back(Copy{&receive, Mark()});
-            copy_strips(device_, receive.rows, source, round_.stream);
-            copies_.back().mark = Mark(device_, round_.stream);
-            if (!device_.on_cuda()) break;
-        }
+        if (!reads_.empty()) start_copies();
         while (!copies_.empty() && copies_.front().mark.passed()) {
-            copies_.front().receive->landed = true;
+            for (Transfer *receive : copies_.front().receives) receive->landed = true;
             copies_.pop_front();
         }
         if (!copies_.empty()) busy = std::max(busy, Busy::waiting);
@@ -71,7 +62,7 @@ public:
     }
 
     void end(bool) override {
-        const bool copying = !copies_.empty();
+        const bool copying = starting_ || !copies_.empty();
         reads_.clear();
         copies_.clear();
         if (copying) device_.synchronize(round_.stream);
@@ -80,23 +71,47 @@ public:
     }
 
 private:
-    struct Copy {
-        Transfer *receive;
+    // Experts that are there when a point in the stream has passed.
+    struct Copies {
+        std::vector<Transfer *> receives;
         Mark mark;
     };
 
+    // One expert a call, so that peers are served in between; a device gets all at once.
+    void start_copies() {
+        const size_t count = device_.on_cuda() ? reads_.size() : 1;
+        const std::vector<Transfer *> receives(reads_.begin(), reads_.begin() + static_cast<ptrdiff_t>(count));
+        reads_.erase(reads_.begin(), reads_.begin() + static_cast<ptrdiff_t>(count));
+        std::vector<ExpertCopy> copies;
+        for (const Transfer *receive : receives) {
+            const Reached &reached = looked_->reached[static_cast<size_t>(receive->peer)];
+            copies.push_back({receive->rows, reached.rows(receive->slot), reached.by_kernels});
+        }
+        auto marked = receives.begin();
+        starting_ = true;
+        copier_.copy(copies, round_.stream, [&](size_t queued) {
+            const auto end = receives.begin() + static_cast<ptrdiff_t>(queued);
+            copies_.push_back({{marked, end}, Mark(device_, round_.stream)});
+            marked = end;
+        });
+        starting_ = false;
+    }
+
     const Device &device_;
+    StripCopier &copier_;
     const Looked *looked_;
     Round &round_;
     Pull pull_;
     std::unique_ptr<UcxReads> ucx_reads_;
     std::deque<Transfer *> reads_;
-    std::deque<Copy> copies_;  // in stream order
+    std::deque<Copies> copies_;  // in stream order
+    bool starting_ = false;      // so it stays where that fails half-way
 };
 
 class Read final : public CommBackend {
 public:
-    explicit Read(const CommBackendParams &params) : reach_(params), room_(params, PullRoom::Way::connections), ucx_(params) {}
+    explicit Read(const CommBackendParams &params)
+        : copier_(params.copier), reach_(params), room_(params, PullRoom::Way::connections), ucx_(params) {}
 
     // Collective.
     void meet(const Deadline &deadline) {
@@ -115,20 +130,24 @@ public:
     void keep_layer(const Layer &layer) noexcept override { layers_[layer.number] = std::move(looked_); }
 
     std::unique_ptr<CommFlight> begin(Round &round) override {
-        return std::make_unique<ReadFlight>(room_, ucx_.worker(), round.layer == nullptr ? nullptr : &layers_.at(round.layer->number), round);
+        const Looked *looked = round.layer == nullptr ? nullptr : &layers_.at(round.layer->number);
+        return std::make_unique<ReadFlight>(room_, copier_, ucx_.worker(), looked, round);
     }
 
     uint64_t host_bytes() const override { return room_.host_bytes(); }
 
     void describe(moelink_eplb_comm_info &info, std::string &reasons) const override {
         const Group &group = room_.group;
+        if (group.on_cuda()) reasons += copier_.describe() + "\n";
         for (int rank = 0; rank < group.size(); ++rank) {
             if (rank == group.rank() || layers_.empty()) continue;
             const std::string joined = ucx_.describe(rank);
             std::string why;
             bool over_ucx = false;
+            bool by_kernels = true;
             for (const auto &[number, layer] : layers_) {
                 const Reached &reached = layer.reached[static_cast<size_t>(rank)];
+                by_kernels = by_kernels && reached.by_kernels;
                 if (reached.why.empty()) continue;
                 if (ucx_.reads(rank) && layer.ucx.ranks[static_cast<size_t>(rank)].why.empty()) {
                     over_ucx = true;
@@ -139,11 +158,15 @@ public:
             }
             ++(why.empty() ? info.read_peers : info.staged_peers);
             if (!why.empty()) reasons += fmt::format("rank {} is staged: {}\n", rank, why);
+            if (why.empty() && !by_kernels && copier_.budget().sms != 0) {
+                reasons += fmt::format("rank {} is read by the copy engines alone: some of its rows are not memory of cudaMalloc\n", rank);
+            }
             if (over_ucx) reasons += fmt::format("rank {} is read over {}\n", rank, joined);
         }
     }
 
 private:
+    StripCopier &copier_;
     Reach reach_;
     PullRoom room_;
     UcxPeers ucx_;

@@ -205,10 +205,10 @@ void Exchange::move_inside() {
         fail(MOELINK_ERR_MISMATCH, "layer {}: of the transfers inside the rank, sends and receives are not of the same experts",
              round_.layer->number);
     }
-    for (size_t i = 0; i < self.sends.size(); ++i) {
-        copy_strips(place_.device, self.receives[i]->rows, self.sends[i]->rows, round_.stream);
-        self.receives[i]->landed = true;
-    }
+    std::vector<ExpertCopy> copies;
+    for (size_t i = 0; i < self.sends.size(); ++i) copies.push_back({self.receives[i]->rows, self.sends[i]->rows});
+    place_.copier.copy(copies, round_.stream);
+    for (Transfer *receive : self.receives) receive->landed = true;
 }
 
 void Exchange::send_offers() {

@@ -49,6 +49,7 @@ public:
     struct Place {
         Group &group;
         const Device &device;
+        StripCopier &copier;
         CommBackend &backend;
         const CommKind &kind;
     };

@@ -126,6 +126,7 @@ const unsigned char *Reach::in_process(const Card &card, Reached &reached) const
         try {
             ContextGuard guard(group_.ordinal());
             reach_device(group_.ordinal(), card.ordinal);
+            reached.by_kernels = reached.by_kernels && card.has_ipc != 0;  // only memory of cudaMalloc opens with its device
         } catch (const Error &error) {
             reached.why = error.text();
             return nullptr;

@@ -18,6 +18,7 @@ struct Reached {
     std::vector<uint64_t> slot_stride;  // [bytes]
     std::vector<Ref<Memory>> kept;      // whose mappings these are
     std::string why;
+    bool by_kernels = true;             // not by copy engines alone
     Strips rows(int32_t slot) const;
 };
 

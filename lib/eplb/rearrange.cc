@@ -34,6 +34,9 @@ std::vector<moelink_rows> as_rows(const Strips &strips) {
     return rows;
 }
 
+// Of slots of one layer and staged experts.
+bool at_one_place(const Strips &a, const Strips &b) { return a[0].data == b[0].data; }
+
 class Digest {
 public:
     Digest() { crypto_generichash_init(&state_, nullptr, 0, size); }
@@ -248,9 +251,7 @@ void Rearrangement::end(int64_t batch) {
         if (overlap_ && has_transfers(moves)) comm_.finish();
         // Every rank has what it wants and reads no other's slots any more.
         log(MOELINK_LOG_DEBUG, "batch {}: rank {} fills its slots", batch, rank_);
-        comm_.or_poison([&] {
-            for (const moelink_eplb_move &move : moves) make_local(layer, move);
-        });
+        comm_.or_poison([&] { make_local(layer, moves); });
         log(MOELINK_LOG_DEBUG, "batch {}: rank {} has filled its slots", batch, rank_);
     }
     const Staged come = coming_to(batch);
@@ -292,11 +293,30 @@ void Rearrangement::add(const Layer &layer, const moelink_eplb_move &move) {
     }
 }
 
-void Rearrangement::make_local(const Layer &layer, const moelink_eplb_move &move) {
-    if (move.kind == MOELINK_EPLB_MOVE_TRANSFER || rank_of_local(move) != rank_) return;
-    const Strips from = move.kind == MOELINK_EPLB_MOVE_COMMIT ? comm_.staged(layer, place(move.from)) : layer.live(local(move.from));
-    const Strips to = move.kind == MOELINK_EPLB_MOVE_SAVE ? comm_.staged(layer, place(move.to)) : layer.live(local(move.to));
-    copy_strips(comm_.device(), to, from, comm_.stream());
+// In the moves' order; those that have no place in common go together.
+void Rearrangement::make_local(const Layer &layer, std::span<const moelink_eplb_move> moves) {
+    std::vector<ExpertCopy> copies;
+    auto flush = [&] {
+        comm_.copier().copy(copies, comm_.stream());
+        copies.clear();
+    };
+    for (const moelink_eplb_move &move : moves) {
+        if (move.kind == MOELINK_EPLB_MOVE_TRANSFER || rank_of_local(move) != rank_) continue;
+        ExpertCopy next = local_copy(layer, move);
+        const bool waits = std::any_of(copies.begin(), copies.end(), [&](const ExpertCopy &copy) {
+            return at_one_place(next.from, copy.to) || at_one_place(next.to, copy.from) || at_one_place(next.to, copy.to);
+        });
+        if (waits) flush();
+        copies.push_back(std::move(next));
+    }
+    flush();
+}
+
+ExpertCopy Rearrangement::local_copy(const Layer &layer, const moelink_eplb_move &move) const {
+    ExpertCopy copy;
+    copy.from = move.kind == MOELINK_EPLB_MOVE_COMMIT ? comm_.staged(layer, place(move.from)) : layer.live(local(move.from));
+    copy.to = move.kind == MOELINK_EPLB_MOVE_SAVE ? comm_.staged(layer, place(move.to)) : layer.live(local(move.to));
+    return copy;
 }
 
 void Rearrangement::count(const Layer &layer, const moelink_eplb_move &move) {

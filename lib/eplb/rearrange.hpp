@@ -38,7 +38,8 @@ private:
     void exchange(const Layer &layer, std::span<const moelink_eplb_move> moves);
     size_t queue(const Layer &layer, std::span<const moelink_eplb_move> moves);
     void add(const Layer &layer, const moelink_eplb_move &move);
-    void make_local(const Layer &layer, const moelink_eplb_move &move);
+    void make_local(const Layer &layer, std::span<const moelink_eplb_move> moves);
+    ExpertCopy local_copy(const Layer &layer, const moelink_eplb_move &move) const;
     void count(const Layer &layer, const moelink_eplb_move &move);
     void count_staged(const moelink_eplb_move &move, uint64_t bytes);
     Staged coming_to(int64_t batch) const;

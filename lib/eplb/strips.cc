@@ -9,6 +9,8 @@ namespace moelink::eplb {
 
 namespace {
 
+uint64_t aligned(uint64_t bytes) { return (bytes + 15) / 16 * 16; }
+
 // Calls piece(address, flat offset, rows, row bytes, stride) for each part of a range: whole rows at once, broken ones alone.
 template <class Piece>
 void for_range(const Strips &strips, uint64_t offset, uint64_t bytes, Piece &&piece) {
@@ -47,9 +49,15 @@ Strips packed(const Strips &like, unsigned char *at) {
     Strips result;
     for (const Strip &strip : like) {
         result.push_back(Strip{at, strip.rows, strip.row_bytes, strip.row_bytes});
-        at += strip.bytes();
+        at += aligned(strip.bytes());
     }
     return result;
+}
+
+uint64_t packed_bytes(const Strips &like) {
+    uint64_t bytes = 0;
+    for (const Strip &strip : like) bytes += aligned(strip.bytes());
+    return bytes;
 }
 
 void copy_strips(const Device &device, const Strips &to, const Strips &from, moelink_stream stream) {

@@ -18,8 +18,9 @@ struct Strip {
 using Strips = std::vector<Strip>;
 
 uint64_t total_bytes(const Strips &strips);
-// The same rows one after the other from `at`.
+// The same rows without gaps between them from `at` on, each strip at a multiple of 16 bytes from there; and the bytes that they take.
 Strips packed(const Strips &like, unsigned char *at);
+uint64_t packed_bytes(const Strips &like);
 
 // Copies strips of equal rows and row_bytes. Stream-ordered; on the host device done on return.
 void copy_strips(const Device &device, const Strips &to, const Strips &from, moelink_stream stream);

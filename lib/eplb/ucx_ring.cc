@@ -2,7 +2,8 @@
 
 namespace moelink::eplb {
 
-UcxRing::UcxRing(const CommBackendParams &params) : peers_(CommBackendParams{params.group, host_, params.places, params.params}) {}
+UcxRing::UcxRing(const CommBackendParams &params)
+    : peers_(CommBackendParams{params.group, host_, params.copier, params.places, params.params}) {}
 
 // A ring is a layer of one slot to UcxPeers.
 void UcxRing::meet(unsigned char *ring, uint64_t bytes, const Deadline &deadline) {

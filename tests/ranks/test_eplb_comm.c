@@ -79,7 +79,7 @@ static void moves(rank_context *ctx) {
     RANK_EQUAL(ctx, stats.received_bytes[reads ? MOELINK_EPLB_LINK_PEER : MOELINK_EPLB_LINK_HOST],
                stats.experts_received * exchange_expert_bytes(&layers[0]));
     const uint64_t staged = (shape->flags & MOELINK_EPLB_COMM_F_DIRECT) != 0 ? 0 : (uint64_t)slots;
-    RANK_EQUAL(ctx, info.staging_bytes, staged * ((exchange_expert_bytes(&layers[0]) + 127) / 128 * 128));
+    RANK_EQUAL(ctx, info.staging_bytes, staged * exchange_staged_bytes(&layers[0]));
     const int checks = (shape->flags & MOELINK_EPLB_COMM_F_CHECKSUM) != 0;
     RANK_EQUAL(ctx, stats.checked_experts, checks ? (long long)stats.experts_received : 0);
     uint64_t all[RANKS_MAX][2], mine[2] = {stats.experts_sent, stats.experts_received}, sums[2] = {0, 0};

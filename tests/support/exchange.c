@@ -134,6 +134,14 @@ uint64_t exchange_expert_bytes(const exchange_layer *layer) {
     return bytes;
 }
 
+uint64_t exchange_staged_bytes(const exchange_layer *layer) {
+    uint64_t bytes = 0;
+    for (int tensor = 0; tensor < EXCHANGE_TENSORS; ++tensor) {
+        bytes += (layer->tensors[tensor].rows * layer->tensors[tensor].row_bytes + 15) / 16 * 16;
+    }
+    return (bytes + 127) / 128 * 128;
+}
+
 void exchange_map(uint64_t seed, int ranks, int slots, int experts, int32_t *map) {
     uint64_t random = seed;
     const int total = ranks * slots;

@@ -43,6 +43,8 @@ void exchange_check(rank_context *ctx, exchange_layer *layer, const int32_t *exp
 int exchange_which(rank_context *ctx, exchange_layer *layer, const int32_t *one, const int32_t *other);
 void exchange_rows(const exchange_layer *layer, int slot, moelink_rows *rows);
 uint64_t exchange_expert_bytes(const exchange_layer *layer);
+/* What one takes where it is staged. */
+uint64_t exchange_staged_bytes(const exchange_layer *layer);
 
 /* Maps [ranks * slots]: every expert somewhere, extra copies and -1 at random; the same for the same seed. */
 void exchange_map(uint64_t seed, int ranks, int slots, int experts, int32_t *map);

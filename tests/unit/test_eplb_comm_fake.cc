@@ -146,6 +146,7 @@ private:
         moelink_eplb_comm *comm = nullptr;
         moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
         params.chunk_bytes = 4096;
+        params.sm_budget = -1;  // there is no device to run kernels
         params.timeout_ns = 2'000'000'000;
         moelink_eplb_shape shape = MOELINK_EPLB_SHAPE_INIT;
         shape.layers = layers;
@@ -238,6 +239,7 @@ private:
     moelink_status rounds(moelink_group *group, int rank, const Case &one, unsigned char *memory, moelink_eplb_comm **comm, Outcome &outcome) {
         moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
         params.chunk_bytes = 4096;
+        params.sm_budget = -1;  // there is no device to run kernels
         params.staging_experts = one.staging;
         params.flags = one.flags;
         const moelink_eplb_tensor tensors[] = {{memory, 0, 1, slot_bytes, 0},

@@ -1,0 +1,69 @@
+#include "eplb/strip_copier.hpp"
+
+#include "kernels/strips.hpp"
+#include "moe/backend.hpp"
+
+#include <algorithm>
+
+namespace moelink::eplb {
+
+namespace {
+
+constexpr uint64_t small_strip = 256 << 10;  // [bytes] below which a copy engine's start is not hidden by the copy
+
+bool dense(const Strip &strip) { return strip.rows == 1 || strip.row_stride == strip.row_bytes; }
+
+}  // namespace
+
+bool many_small_strips(std::span<const ExpertCopy> copies) {
+    uint64_t strips = 0, bytes = 0;
+    for (const ExpertCopy &copy : copies) {
+        for (size_t i = 0; i < copy.to.size(); ++i) {
+            strips += dense(copy.to[i]) && dense(copy.from[i]) ? 1 : copy.to[i].rows;
+            bytes += copy.to[i].bytes();
+        }
+    }
+    return strips > 1 && bytes / strips < small_strip;
+}
+
+StripCopier::StripCopier(const Device &device, SmBudget budget) : device_(device), budget_(budget) {
+    if (budget.sms == 0) return;
+    DeviceGuard guard(device_);
+    check_launch(kernels::cuda::load_kernels(), "loading the kernels");
+}
+
+bool StripCopier::by_sms(std::span<const ExpertCopy> copies) const {
+    if (budget_.sms == 0) return false;
+    if (!std::all_of(copies.begin(), copies.end(), [](const ExpertCopy &copy) { return copy.by_kernels; })) return false;
+    return budget_.sm_budget > 0 || many_small_strips(copies);
+}
+
+void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream, const std::function<void(size_t)> &queued) {
+    if (!by_sms(copies)) {
+        for (size_t i = 0; i < copies.size(); ++i) {
+            copy_strips(device_, copies[i].to, copies[i].from, stream);
+            if (queued) queued(i + 1);
+        }
+        return;
+    }
+    std::vector<kernels::StripCopy> strips;
+    for (const ExpertCopy &copy : copies) {
+        for (size_t i = 0; i < copy.to.size(); ++i) {
+            const Strip &to = copy.to[i], &from = copy.from[i];
+            strips.push_back({to.data, from.data, to.rows, to.row_bytes, to.row_stride, from.row_stride});
+        }
+    }
+    DeviceGuard guard(device_);
+    check_launch(kernels::cuda::copy_strips(strips.data(), strips.size(), budget_.sms, stream), "copying rows");
+    copies_by_sms += copies.size();
+    if (queued) queued(copies.size());
+}
+
+std::string StripCopier::describe() const {
+    if (budget_.sms == 0) return "rows are copied by the copy engines";
+    if (budget_.sm_budget > 0) return fmt::format("rows are copied by {} multiprocessors", budget_.sms);
+    return fmt::format("rows are copied by {} multiprocessors where tensors are small (below {} KiB on average), else by the copy engines",
+                       budget_.sms, small_strip >> 10);
+}
+
+}  // namespace moelink::eplb

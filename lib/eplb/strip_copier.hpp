@@ -1,0 +1,48 @@
+// Copies of experts' rows on CUDA: by the copy engines, one call a strip, or by multiprocessors, many strips a launch.
+#pragma once
+
+#include "eplb/strips.hpp"
+
+#include <functional>
+#include <span>
+#include <string>
+
+namespace moelink::eplb {
+
+// Who copies rows.
+struct SmBudget {
+    int32_t sm_budget = -1;  // as in moelink_eplb_comm_params, where that is used; else -1
+    int32_t sms = 0;         // multiprocessors that copy when any do; 0 with -1
+};
+
+struct ExpertCopy {
+    Strips to;
+    Strips from;             // equal rows and row_bytes
+    bool by_kernels = true;  // kernels of this device reach the rows
+};
+
+// Whether copies that are all made at once are of more than one strip, and of small ones: rows at a stride are each one.
+bool many_small_strips(std::span<const ExpertCopy> copies);
+
+class StripCopier {
+public:
+    // Throws when the kernel cannot be loaded.
+    StripCopier(const Device &device, SmBudget budget);
+
+    // Of the copies none writes what another reads or writes. Stream-ordered; on the host device done on return. queued(n): the first n
+    // are in the stream.
+    void copy(std::span<const ExpertCopy> copies, moelink_stream stream, const std::function<void(size_t)> &queued = {});
+
+    const SmBudget &budget() const { return budget_; }
+    std::string describe() const;
+
+    uint64_t copies_by_sms = 0;  // of experts
+
+private:
+    bool by_sms(std::span<const ExpertCopy> copies) const;
+
+    const Device &device_;
+    const SmBudget budget_;
+};
+
+}  // namespace moelink::eplb
