@@ -80,8 +80,9 @@ typedef struct moelink_eplb_comm_params {
     int32_t staging_experts; /**< K: experts that a rank can receive in one round, staged beside the live rows; 0 = 4. Memory for
                                   K experts of the largest layer is taken by register. Not used with DIRECT */
     int32_t sm_budget;       /**< READ on CUDA: multiprocessors that copy rows, from peers, from the staging into slots and inside the
-                                  rank. -1: none, always the copy engines. 0: the library chooses: 8 for many small tensors at once,
-                                  the copy engines for larger ones and, with ASYNC, for all. N: so many, at most those of the device,
+                                  rank. -1: none, always the copy engines. 0: the library chooses: peers' rows by 8 where they are
+                                  many small tensors at once, else by the copy engines, rows inside the rank by 32, and with ASYNC
+                                  all by the copy engines. N: so many, at most those of the device,
                                   for all rows that kernels can read; kernels that wait for peers hold their multiprocessors, so
                                   beside a running model N must be left free. Refused above 0 on the host device and by other
                                   kinds. Ranks may differ */
@@ -111,7 +112,7 @@ typedef struct moelink_eplb_comm_info {
     uint64_t staging_bytes;   /**< [bytes] of the group's device that hold received experts until they are committed */
     uint64_t host_bytes;      /**< [bytes] of host memory (pinned on CUDA) that data pass through */
     int32_t sm_budget;        /**< in use: that of the params, and -1 where no multiprocessor copies rows; 0 before init */
-    int32_t sms;              /**< multiprocessors that copy rows when any do; 0: none ever */
+    int32_t sms;              /**< most multiprocessors that copy rows at once; 0: none ever */
 } moelink_eplb_comm_info;
 #define MOELINK_EPLB_COMM_INFO_INIT {(uint32_t)sizeof(moelink_eplb_comm_info), 0, 0, 0, 0, 0, 0, 0, 0u, 0u, 0u, 0, 0}
 /** Local, never fails. Threads: any. */

@@ -35,6 +35,7 @@
     X(stream_create, cuStreamCreate)                                  \
     X(stream_destroy, cuStreamDestroy)                                \
     X(stream_synchronize, cuStreamSynchronize)                        \
+    X(stream_wait_event, cuStreamWaitEvent)                           \
     X(stream_is_capturing, cuStreamIsCapturing)                       \
     X(mem_granularity, cuMemGetAllocationGranularity)                 \
     X(mem_create, cuMemCreate)                                        \

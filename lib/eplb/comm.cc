@@ -255,7 +255,7 @@ struct Comm::Flight {
 };
 
 void Comm::execute() {
-    launch(stream_);
+    launch(stream_, false);
     finish();
 }
 
@@ -263,13 +263,13 @@ void Comm::prepare_overlap() {
     if (!overlapped_) overlapped_ = std::make_unique<Stream>(device_);
 }
 
-void Comm::start() { launch(overlapped_->get()); }
+void Comm::start(bool settled) { launch(overlapped_->get(), settled); }
 
-void Comm::launch(moelink_stream stream) {
+void Comm::launch(moelink_stream stream, bool settled) {
     const bool idle = sends_.empty() && receives_.empty();
     const Deadline deadline = Deadline::after_ns(params_.timeout_ns);
     auto flight = std::make_unique<Flight>();
-    flight->round = Round{generation_ + 1, idle ? nullptr : layer_, std::move(sends_), std::move(receives_), stream_, stream, deadline};
+    flight->round = Round{generation_ + 1, idle ? nullptr : layer_, std::move(sends_), std::move(receives_), stream_, settled, stream, deadline};
     flight->destinations = std::move(destinations_);
     clear_queues();
     require(Queue::may_hold, "execute");
@@ -292,7 +292,7 @@ void Comm::finish() {
                 if (!flight->destinations[i].empty()) copies.push_back({flight->destinations[i], round.receives[i].rows});
             }
             copier_->copy(copies, stream_);
-            device_.synchronize(stream_);
+            if (round.stream == stream_ || !copies.empty()) device_.synchronize(stream_);
         });
     } catch (const Error &error) {
         call_off({error.status(), error.text()});
@@ -373,7 +373,7 @@ moelink_eplb_comm_info Comm::describe(std::string *reasons) const {
     info.staging_bytes = static_cast<uint64_t>(params_.staging_experts) * staging_bytes_;
     info.host_bytes = backend_->host_bytes();
     info.sm_budget = copier_->budget().sm_budget;
-    info.sms = copier_->budget().sms;
+    info.sms = std::max(copier_->budget().from_peers, copier_->budget().inside);
     *reasons = reason_;
     backend_->describe(info, *reasons);
     return info;

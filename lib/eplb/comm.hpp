@@ -42,8 +42,9 @@ public:
     // execute in two halves, so that a round's data move while the one before it ends: at most two are under way, and what a round
     // sends and where it lands must not be touched by what follows the other. Not for kinds that act together.
     //
-    // Local; what fails shows in finish. Rows must be stable once the communicator's stream has been waited for.
-    void start();
+    // Local; what fails shows in finish. Rows must be stable once the communicator's stream has been waited for; settled: they are
+    // already, and only landings wait for what is in that stream.
+    void start(bool settled);
     // Local, before the first start.
     void prepare_overlap();
     // Collective, for the oldest that is under way; after an error none is.
@@ -97,7 +98,7 @@ private:
     Strips live_rows(int32_t expert) const;
     void clear_queues() noexcept;
     void poison(const std::string &text);
-    void launch(moelink_stream stream);
+    void launch(moelink_stream stream, bool settled);
     void end(Flight &flight);
     void count(const Round &round);
     void take_counters();

@@ -49,7 +49,8 @@ struct Round {
     std::vector<Transfer> sends;   // by peer; those to one peer in the order of their items, by expert
     std::vector<Transfer> receives;
     moelink_stream after = nullptr;   // once this stream has been waited for, the rows of the sends are stable
-    moelink_stream stream = nullptr;  // experts move on this one
+    bool settled = false;             // they are without that
+    moelink_stream stream = nullptr;  // experts move on this one, behind what is in `after`
     Deadline deadline;  // of the data
 };
 

@@ -11,7 +11,9 @@ namespace moelink::eplb {
 namespace {
 
 constexpr uint64_t default_chunk = 1 << 20;
-constexpr int32_t default_sms = 8;  // of a copy, where the library chooses
+// Where the library chooses: what keeps the link busy with small tensors, and what fills slots in the time that the link takes to bring
+// as many experts, without the copy engines, which would bring less meanwhile (docs/measurements.md).
+constexpr int32_t default_from_peers = 8, default_inside = 32;
 constexpr uint32_t known_flags =
     MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM | MOELINK_EPLB_COMM_F_ASYNC | MOELINK_EPLB_COMM_F_NO_MAP;
 
@@ -95,7 +97,8 @@ SmBudget read_sm_budget(const moelink_eplb_comm_params &params, int32_t kind, co
     if (!device.on_cuda() || kind != MOELINK_EPLB_COMM_READ || budget == -1 || (budget == 0 && beside_model)) return {};
     const int32_t most = device.multiprocessors();
     if (budget > most) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.sm_budget is {}, and the device has {} multiprocessors", budget, most);
-    return {budget, budget > 0 ? budget : std::min(default_sms, most)};
+    if (budget > 0) return {budget, budget, budget};
+    return {budget, std::min(default_from_peers, most), std::min(default_inside, most)};
 }
 
 void require_comm_kind(int32_t kind, int32_t device) {
@@ -130,7 +133,7 @@ moelink_eplb_comm_info query_comm(const Group &group, int32_t kind, const moelin
     info.host_bytes = row->host_bytes(group.device(), params);
     const SmBudget budget = read_sm_budget(params, info.kind, Device(group));
     info.sm_budget = budget.sm_budget;
-    info.sms = budget.sms;
+    info.sms = std::max(budget.from_peers, budget.inside);
     return info;
 }
 

@@ -85,7 +85,7 @@ private:
         std::vector<ExpertCopy> copies;
         for (const Transfer *receive : receives) {
             const Reached &reached = looked_->reached[static_cast<size_t>(receive->peer)];
-            copies.push_back({receive->rows, reached.rows(receive->slot), reached.by_kernels});
+            copies.push_back({receive->rows, reached.rows(receive->slot), false, reached.by_kernels});
         }
         auto marked = receives.begin();
         starting_ = true;
@@ -158,7 +158,7 @@ public:
             }
             ++(why.empty() ? info.read_peers : info.staged_peers);
             if (!why.empty()) reasons += fmt::format("rank {} is staged: {}\n", rank, why);
-            if (why.empty() && !by_kernels && copier_.budget().sms != 0) {
+            if (why.empty() && !by_kernels && copier_.budget().from_peers != 0) {
                 reasons += fmt::format("rank {} is read by the copy engines alone: some of its rows are not memory of cudaMalloc\n", rank);
             }
             if (over_ucx) reasons += fmt::format("rank {} is read over {}\n", rank, joined);

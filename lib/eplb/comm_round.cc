@@ -181,7 +181,11 @@ void Exchange::failed(moelink_status status, std::string text, bool lost) {
 }
 
 void Exchange::prepare() {
-    place_.device.synchronize(round_.after);
+    if (round_.settled) {
+        Mark(place_.device, round_.after).hold(round_.stream);
+    } else {
+        place_.device.synchronize(round_.after);
+    }
     if (checked_) {
         for (auto &[rank, peer] : peers_) {
             if (rank == place_.group.rank()) continue;

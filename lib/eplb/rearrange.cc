@@ -241,7 +241,20 @@ void Rearrangement::begin(int64_t batch) {
     if (profile() || !has_transfers(moves)) return;
     if (!overlap_) return exchange(layer, moves);
     queue(layer, moves);
-    comm_.start();
+    // So the host need not wait for the slots that the last batch fills.
+    const bool settled = this->settled(layer, moves);
+    comm_.start(settled);
+    if (settled) return;
+    settled_ = true;
+    filling_.clear();
+}
+
+// Whether nothing in the communicator's stream can still write what this rank sends.
+bool Rearrangement::settled(const Layer &layer, std::span<const moelink_eplb_move> moves) const {
+    return settled_ && std::none_of(moves.begin(), moves.end(), [&](const moelink_eplb_move &move) {
+        if (move.kind != MOELINK_EPLB_MOVE_TRANSFER || plan_.topology.rank_of(move.from) != rank_) return false;
+        return std::find(filling_.begin(), filling_.end(), layer.live(local(move.from))[0].data) != filling_.end();
+    });
 }
 
 void Rearrangement::end(int64_t batch) {
@@ -307,6 +320,7 @@ void Rearrangement::make_local(const Layer &layer, std::span<const moelink_eplb_
             return at_one_place(next.from, copy.to) || at_one_place(next.to, copy.from) || at_one_place(next.to, copy.to);
         });
         if (waits) flush();
+        if (move.kind != MOELINK_EPLB_MOVE_SAVE) filling_.push_back(next.to[0].data);
         copies.push_back(std::move(next));
     }
     flush();
@@ -363,6 +377,7 @@ void Rearrangement::call_back() {
     const bool changed = !std::equal(told_.begin(), told_.end(), now.begin());
     if (changed && params_.committed != nullptr && !profile()) {
         params_.committed(params_.user, layers_[size_t(told_layer_)]->number, int32_t(now.size()), told_.data(), now.data());
+        settled_ = false;  // it may have put work of its own into the stream
     }
     told_.clear();
 }

@@ -39,6 +39,7 @@ private:
     size_t queue(const Layer &layer, std::span<const moelink_eplb_move> moves);
     void add(const Layer &layer, const moelink_eplb_move &move);
     void make_local(const Layer &layer, std::span<const moelink_eplb_move> moves);
+    bool settled(const Layer &layer, std::span<const moelink_eplb_move> moves) const;
     ExpertCopy local_copy(const Layer &layer, const moelink_eplb_move &move) const;
     void count(const Layer &layer, const moelink_eplb_move &move);
     void count_staged(const moelink_eplb_move &move, uint64_t bytes);
@@ -78,6 +79,8 @@ private:
     int told_layer_ = 0;
     uint64_t staged_bytes_ = 0;  // now
     Staged coming_;              // on this rank, of batches that have begun
+    bool settled_ = false;       // of what is in the communicator's stream nothing writes this rank's slots but those in filling_
+    std::vector<const unsigned char *> filling_;  // slots, by their first row
 };
 
 }  // namespace moelink::eplb

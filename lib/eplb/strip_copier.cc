@@ -27,19 +27,20 @@ bool many_small_strips(std::span<const ExpertCopy> copies) {
 }
 
 StripCopier::StripCopier(const Device &device, SmBudget budget) : device_(device), budget_(budget) {
-    if (budget.sms == 0) return;
+    if (budget.sm_budget == -1) return;
     DeviceGuard guard(device_);
     check_launch(kernels::cuda::load_kernels(), "loading the kernels");
 }
 
-bool StripCopier::by_sms(std::span<const ExpertCopy> copies) const {
-    if (budget_.sms == 0) return false;
-    if (!std::all_of(copies.begin(), copies.end(), [](const ExpertCopy &copy) { return copy.by_kernels; })) return false;
-    return budget_.sm_budget > 0 || many_small_strips(copies);
+int32_t StripCopier::sms_for(std::span<const ExpertCopy> copies) const {
+    if (!std::all_of(copies.begin(), copies.end(), [](const ExpertCopy &copy) { return copy.by_kernels; })) return 0;
+    if (!copies.empty() && copies[0].inside) return budget_.inside;
+    return budget_.sm_budget > 0 || many_small_strips(copies) ? budget_.from_peers : 0;
 }
 
 void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream, const std::function<void(size_t)> &queued) {
-    if (!by_sms(copies)) {
+    const int32_t sms = sms_for(copies);
+    if (sms == 0) {
         for (size_t i = 0; i < copies.size(); ++i) {
             copy_strips(device_, copies[i].to, copies[i].from, stream);
             if (queued) queued(i + 1);
@@ -54,16 +55,17 @@ void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream
         }
     }
     DeviceGuard guard(device_);
-    check_launch(kernels::cuda::copy_strips(strips.data(), strips.size(), budget_.sms, stream), "copying rows");
+    check_launch(kernels::cuda::copy_strips(strips.data(), strips.size(), sms, stream), "copying rows");
     copies_by_sms += copies.size();
     if (queued) queued(copies.size());
 }
 
 std::string StripCopier::describe() const {
-    if (budget_.sms == 0) return "rows are copied by the copy engines";
-    if (budget_.sm_budget > 0) return fmt::format("rows are copied by {} multiprocessors", budget_.sms);
-    return fmt::format("rows are copied by {} multiprocessors where tensors are small (below {} KiB on average), else by the copy engines",
-                       budget_.sms, small_strip >> 10);
+    if (budget_.sm_budget == -1) return "rows are copied by the copy engines";
+    if (budget_.sm_budget > 0) return fmt::format("rows are copied by {} multiprocessors", budget_.inside);
+    return fmt::format("peers' rows are copied by {} multiprocessors where tensors are small (below {} KiB on average), else by the copy engines, "
+                       "and rows inside the device by {} multiprocessors",
+                       budget_.from_peers, small_strip >> 10, budget_.inside);
 }
 
 }  // namespace moelink::eplb

@@ -12,13 +12,15 @@ namespace moelink::eplb {
 // Who copies rows.
 struct SmBudget {
     int32_t sm_budget = -1;  // as in moelink_eplb_comm_params, where that is used; else -1
-    int32_t sms = 0;         // multiprocessors that copy when any do; 0 with -1
+    int32_t from_peers = 0;  // multiprocessors that read peers' rows when any do; 0 with -1
+    int32_t inside = 0;      // that copy rows from one place of the device to another; 0 with -1
 };
 
 struct ExpertCopy {
     Strips to;
     Strips from;             // equal rows and row_bytes
-    bool by_kernels = true;  // kernels of this device reach the rows
+    bool inside = true;      // from and to are on this device
+    bool by_kernels = true;  // its kernels reach the rows
 };
 
 // Whether copies that are all made at once are of more than one strip, and of small ones: rows at a stride are each one.
@@ -29,7 +31,7 @@ public:
     // Throws when the kernel cannot be loaded.
     StripCopier(const Device &device, SmBudget budget);
 
-    // Of the copies none writes what another reads or writes. Stream-ordered; on the host device done on return. queued(n): the first n
+    // Of the copies none writes what another reads or writes, and all are inside or none. Stream-ordered; on the host device done on return. queued(n): the first n
     // are in the stream.
     void copy(std::span<const ExpertCopy> copies, moelink_stream stream, const std::function<void(size_t)> &queued = {});
 
@@ -39,7 +41,8 @@ public:
     uint64_t copies_by_sms = 0;  // of experts
 
 private:
-    bool by_sms(std::span<const ExpertCopy> copies) const;
+    // Multiprocessors for these; 0: the copy engines.
+    int32_t sms_for(std::span<const ExpertCopy> copies) const;
 
     const Device &device_;
     const SmBudget budget_;

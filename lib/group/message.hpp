@@ -61,8 +61,8 @@ template <class Over>
 bool wait_attending(std::unique_lock<std::mutex> &lock, std::condition_variable &changed, std::deque<Message> &inbox,
                     const Deadline &deadline, Attendant *attendant, Over &&over) {
     if (attendant == nullptr) return changed.wait_until(lock, deadline.at(), over);
-    // A nap takes several times as long as it is asked to, so what is short is waited for without one.
-    constexpr std::chrono::microseconds watch{200}, nap{20};
+    // A nap takes several times as long as it is asked to, so what is short, such as a copy of some experts, is waited for without one.
+    constexpr std::chrono::microseconds watch{1000}, nap{20};
     bool waiting = false;
     auto waiting_since = Deadline::clock::now();
     while (!over()) {

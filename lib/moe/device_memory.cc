@@ -323,6 +323,14 @@ bool Mark::passed() const {
     return true;
 }
 
+void Mark::hold([[maybe_unused]] moelink_stream stream) const {
+#if MOELINK_CUDA
+    if (event_ == nullptr) return;
+    DeviceGuard guard(device_);
+    check(cuda().stream_wait_event(native(stream), static_cast<CUevent>(event_), 0), "cuStreamWaitEvent");
+#endif
+}
+
 moelink_status device_available(int32_t device, std::string *why) {
     if (device == MOELINK_DEVICE_HOST) return MOELINK_OK;
 #if MOELINK_CUDA

@@ -122,6 +122,8 @@ public:
     }
     ~Mark();
     bool passed() const;
+    // What comes into `stream` from here on begins after this point.
+    void hold(moelink_stream stream) const;
 
 private:
     Device device_;

@@ -515,6 +515,19 @@ CUresult event_query(CUevent event) {
     advance(found->second.lane, found->second.copies);
     return CUDA_SUCCESS;
 }
+CUresult stream_wait_event(CUstream stream, CUevent event, unsigned) {
+    ENTER("stream_wait_event");
+    auto found = state->events.find(event);
+    if (found == state->events.end()) return misuse(CUDA_ERROR_INVALID_HANDLE);
+    auto point = reinterpret_cast<CUevent>(++state->next);  // the caller may destroy its own before the stream has come here
+    state->events[point] = found->second;
+    state->pending[lane_of(stream)].push_back([point] {
+        const Event awaited = state->events.at(point);
+        state->events.erase(point);
+        advance(awaited.lane, awaited.copies);
+    });
+    return CUDA_SUCCESS;
+}
 CUresult copy_to_device(CUdeviceptr to, const void *from, size_t size) {
     ENTER("copy_to_device");
     std::memcpy(reinterpret_cast<void *>(to), from, size);
@@ -617,6 +630,7 @@ void fill_table() {
     HAVE(event_destroy);
     HAVE(event_record);
     HAVE(event_query);
+    HAVE(stream_wait_event);
     HAVE(copy_to_device);
     HAVE(memset_d8);
 #undef HAVE
