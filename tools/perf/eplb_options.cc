@@ -50,7 +50,7 @@ void add_eplb(CLI::App &app, EplbOptions &options) {
         ->check(CLI::Range(uint64_t{16}, uint64_t{1} << 32))
         ->capture_default_str();
     app.add_option("--tensors", options.tensors,
-                   "tensors that these bytes are: 3 are two matrices, the second half as large as the first, and scales; else equal parts")
+                   "tensors that these bytes are: 3 are two matrices, the second half the size of the first, and scales; else equal parts")
         ->check(CLI::Range(1, int{MOELINK_EPLB_MAX_TENSORS}))
         ->capture_default_str();
     app.add_option("--sms", options.sms,

@@ -156,7 +156,8 @@ void Weights::pull(const std::vector<int32_t> &sources, int32_t sms) {
             }
             const char *from = ranks_[static_cast<size_t>(source / local_slots_)];
             for (int tensor = 0; tensor < tensor_count(); ++tensor) {
-                copies.push_back({landing_ + offset(0, slot, tensor), from + offset(layer, source % local_slots_, tensor), bytes_of(tensor)});
+                const char *rows = from + offset(layer, source % local_slots_, tensor);
+                copies.push_back({landing_ + offset(0, slot, tensor), rows, bytes_of(tensor)});
             }
         }
         if (sms > 0) {
