@@ -29,7 +29,8 @@ for before, row in zip([None] + rows, rows):
     assert row["copies"] > 0 and row["bytes"] == row["copies"] * settings["expert_bytes"]
     assert row["balance_before"] < row["balance_after"] <= row["balance_bound"] <= 1
     assert 0 < row["staged_experts"] <= settings["staging"]
-    assert settings["staging"] * settings["expert_bytes"] <= row["staging_bytes"] < settings["staging"] * (settings["expert_bytes"] + 128)
+    assert settings["staging"] * settings["expert_bytes"] <= row["staging_bytes"] < settings["staging"] * (settings["expert_bytes"] + 128 + 16 * settings["tensors"])
+    assert row["sms"] == 0 and row["copied_by"] == "CPU"
     assert row["move_gbps"] > 0 and row["copy_gbps"] > 0
     # every expert has a slot at least; the tokens of the pairs come on top
     assert row["checked"] == "yes" and row["values_wrong"] == 0
@@ -40,6 +41,7 @@ PYTHON
 
 must_pass "four ranks" read 5 --ranks 4
 must_pass "staged, few experts, layers" staged 2 --ranks 2 --layers 3 --experts 64 --slots 72 --staging 1 --back-end gloo --changes 2 --checksum
+must_pass "many tensors" read 1 --ranks 2 --layers 2 --changes 1 --tensors 64 --sms -1
 must_pass "threads, from scratch" read 1 --ranks 3 --threads --layers 2 --changes 1 --from-scratch --policy hashed --staging 2
 
 status=0
@@ -60,5 +62,7 @@ must_refuse '--slots is 434' --ranks 4 --slots 434
 must_refuse '--experts is 999' --experts 999
 must_refuse 'the group is on the host' --back-end nccl-own
 must_refuse 'there is no communicator kind "carrier-pigeon"' --back-end carrier-pigeon
+must_refuse '--sms is 4, and ranks on the host have no multiprocessors' --sms 4
+must_refuse '--tensors is 40, and an expert has 32 bytes' --tensors 40 --expert-bytes 32
 must_refuse 'unknown policy' --policy first
 echo "experts moved by each back end of the host: right results pass, damaged ones fail"

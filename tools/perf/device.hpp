@@ -31,6 +31,13 @@ struct ExpertWork {
     Dtype dtype;
 };
 
+// Bytes to be copied.
+struct Copy {
+    void *to;
+    const void *from;
+    uint64_t bytes;
+};
+
 // A kernel as it was launched.
 struct Launch {
     int blocks;
@@ -55,6 +62,8 @@ public:
     virtual void copy_in(void *to_device, const void *from_host, uint64_t bytes) = 0;
     virtual void copy_out(void *to_host, const void *from_device, uint64_t bytes) = 0;
     virtual void copy(void *to, const void *from, uint64_t bytes) = 0;  // in stream order; either may be another device's
+    // Not on the host. In stream order, by the kernel that the library copies experts with; `to` is this device's.
+    virtual void copy_by_sms(const std::vector<Copy> &copies, int sms) = 0;
     virtual void fill(void *data, int byte, uint64_t bytes) = 0;
     virtual void sync() = 0;
     virtual moelink_stream stream() = 0;

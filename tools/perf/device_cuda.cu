@@ -9,6 +9,7 @@
 #include "device.hpp"
 #include "gpu.cuh"
 #include "launches.cuh"
+#include "strips.hpp"
 
 namespace perf {
 
@@ -162,6 +163,15 @@ public:
     }
     void copy(void *to, const void *from, uint64_t bytes) override {
         check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copy between devices");
+    }
+    void copy_by_sms(const std::vector<Copy> &copies, int sms) override {
+        std::vector<moelink::kernels::StripCopy> strips;
+        for (const Copy &copy : copies) {
+            auto *to = static_cast<unsigned char *>(copy.to);
+            strips.push_back({to, static_cast<const unsigned char *>(copy.from), 1, copy.bytes, copy.bytes, copy.bytes});
+        }
+        check(static_cast<cudaError_t>(moelink::kernels::cuda::copy_strips(strips.data(), strips.size(), sms, stream_)),
+              "launching the library's copy kernel");
     }
     void fill(void *data, int byte, uint64_t bytes) override {
         check(cudaMemsetAsync(data, byte, bytes, stream_), "cudaMemsetAsync");

@@ -89,6 +89,9 @@ public:
             std::memcpy(to, from, bytes);
         }
     }
+    void copy_by_sms(const std::vector<Copy> &, int) override {
+        throw std::logic_error("the host device has no multiprocessors");
+    }
     void fill(void *data, int byte, uint64_t bytes) override {
         if (bytes > 0) {
             std::memset(data, byte, bytes);

@@ -37,7 +37,9 @@ const std::vector<Column> columns = {
      "move      the whole rearrangement with all its agreements, median; GB/s: what crossed, all ranks together, over that time"},
     {"", "GB/s", 7, [](const json &row) { return number(value(row, "move_gbps")); }, nullptr},
     {"copy", "GB/s", 7, [](const json &row) { return number(value(row, "copy_gbps")); },
-     "copy      the same experts pulled from the same ranks by plain copies (on CUDA by copy engines), all ranks at once"},
+     "copy      the same experts pulled from the same ranks by plain copies, all ranks at once"},
+    {"copied", "by", 8, [](const json &row) { return row.at("copied_by").get<std::string>(); },
+     "by        who made those copies, and the reads of mapped memory in the move: a processor, copy engines, or so many multiprocessors"},
     {"move /", "copy", 6, [](const json &row) { return fmt::format("{:.2f}", value(row, "move_gbps") / value(row, "copy_gbps")); },
      "/ copy    share of that rate that the move reached"},
     {"staging", "MiB", 8, [](const json &row) { return number(value(row, "staging_bytes") / (1 << 20)); },
@@ -67,6 +69,12 @@ void check_options(const EplbOptions &options) {
     if (kind == MOELINK_EPLB_COMM_NCCL) {
         throw std::invalid_argument("--back-end nccl needs a program with a communicator of its own; nccl-own makes one");
     }
+    if (options.sms > 0 && device == MOELINK_DEVICE_HOST) {
+        throw std::invalid_argument(fmt::format("--sms is {}, and ranks on the host have no multiprocessors", options.sms));
+    }
+    if (options.expert_bytes < static_cast<uint64_t>(options.tensors)) {
+        throw std::invalid_argument(fmt::format("--tensors is {}, and an expert has {} bytes", options.tensors, options.expert_bytes));
+    }
     if (options.slots % options.ranks != 0 || options.slots < options.experts) {
         throw std::invalid_argument(fmt::format("--slots is {}; it must be a multiple of the {} ranks and at least the {} experts",
                                                 options.slots, options.ranks, options.experts));
@@ -81,9 +89,11 @@ int run_eplb(EplbOptions options, const std::string &command) {
     read_topics(options);
     check_options(options);
     Table table;
-    table.title = fmt::format("{} layer{} of {} experts of {} bytes in {} slots; {}, {} staged experts; {} tokens, top-{}, hidden {} {}",
-                              options.layers, options.layers == 1 ? "" : "s", options.experts, options.expert_bytes, options.slots,
-                              options.back_end, options.staging, options.tokens, options.topk, options.hidden, options.dtype);
+    table.title = fmt::format("{} layer{} of {} experts of {} bytes in {} tensors, in {} slots; {}, {} staged experts; {} tokens, top-{}, "
+                              "hidden {} {}",
+                              options.layers, options.layers == 1 ? "" : "s", options.experts, options.expert_bytes, options.tensors,
+                              options.slots, options.back_end, options.staging, options.tokens, options.topk, options.hidden,
+                              options.dtype);
     table.columns = columns;
     Report report(options, std::move(table), command);
     report.say("what", "eplb");

@@ -25,6 +25,7 @@ Mover::Mover(const Session &session, const EplbOptions &options, const Weights &
     comm_.reset(comm);
     moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
     params.staging_experts = options.staging;
+    params.sm_budget = options.sms;
     params.flags = options.checksum ? uint32_t{MOELINK_EPLB_COMM_F_CHECKSUM} : 0u;
     params.timeout_ns = static_cast<uint64_t>(options.timeout * 1e9);
     must(moelink_eplb_comm_init(comm, &params), "moelink_eplb_comm_init");
@@ -68,6 +69,10 @@ double Mover::move(const Map &from, const Map &to) {
     staged_ = std::max(staged_, result.staging);
     batches_ = result.batches;
     overlapped_ = result.overlapped;
+    moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
+    must(moelink_eplb_comm_stats_of(comm_.get(), &stats), "moelink_eplb_comm_stats_of");
+    sms_ = stats.sm_copies > sm_copies_ ? info().sms : 0;
+    sm_copies_ = stats.sm_copies;
     return ms;
 }
 

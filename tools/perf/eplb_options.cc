@@ -15,6 +15,8 @@ Examples:
       Experts as large as DeepSeek-V3's in fp8.
   moelink-perf eplb --loads trace.txt --ranks 8 --slots 288 --back-end staged --from-scratch
       Through host memory, and with as much to move as a plan from scratch makes.
+  moelink-perf eplb --loads expert_load.csv --device cuda --ranks 2 --layers 4 --expert-bytes 1048576 --tensors 64 --sms 8
+      Many small tensors, copied by 8 multiprocessors; with --sms -1 by the copy engines.
 )";
 
 }  // namespace
@@ -46,6 +48,14 @@ void add_eplb(CLI::App &app, EplbOptions &options) {
         ->capture_default_str();
     app.add_option("--expert-bytes", options.expert_bytes, "[bytes] of one expert's weights in one layer")
         ->check(CLI::Range(uint64_t{16}, uint64_t{1} << 32))
+        ->capture_default_str();
+    app.add_option("--tensors", options.tensors,
+                   "tensors that these bytes are: 3 are two matrices, the second half the size of the first, and scales; else equal parts")
+        ->check(CLI::Range(1, int{MOELINK_EPLB_MAX_TENSORS}))
+        ->capture_default_str();
+    app.add_option("--sms", options.sms,
+                   "multiprocessors that copy rows, where they are read on CUDA; -1: none, the copy engines; 0: as the library chooses")
+        ->check(CLI::Range(-1, 1 << 16))
         ->capture_default_str();
     app.add_flag("--from-scratch", options.from_scratch, "plan without regard to the map in use, for much to move");
     app.add_flag("--checksum", options.checksum, "a code over every expert, made by the sender and compared by the receiver");

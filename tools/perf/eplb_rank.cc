@@ -111,6 +111,8 @@ private:
             move_ms.push_back(mover_.move(map_, planned.map));
         }
         const double ms = median(session_.slowest(move_ms));
+        const std::vector<int32_t> movers = session_.gather(mover_.sms());
+        const int32_t sms = *std::max_element(movers.begin(), movers.end());
         if (options_.corrupt == "move" && session_.rank() == session_.ranks() - 1) {
             weights_.corrupt(planned.map);
         }
@@ -119,7 +121,7 @@ private:
             judge(weights_.check(planned.map), name + ", after the move");
         }
         announce(name, "copying as much");
-        const double copy_ms = time_pull(planned.sources);
+        const double copy_ms = time_pull(planned.sources, sms);
         announce(name, "dispatch and combine with the new map");
         const Pair after = time_pair(to, planned.map, name + ", new map");
         map_ = planned.map;
@@ -146,6 +148,8 @@ private:
                                   {"move_samples", options_.repeat},
                                   {"batches", mover_.batches()},
                                   {"overlapped", mover_.overlapped()},
+                                  {"sms", sms},
+                                  {"copied_by", copied_by(sms)},
                                   {"staged_experts", mover_.staged()},
                                   {"staging_bytes", mover_.staging_bytes()},
                                   {"host_bytes", mover_.host_bytes()},
@@ -165,14 +169,21 @@ private:
         return wrong;
     }
 
+    std::string copied_by(int32_t sms) const {
+        if (!session_.on_cuda()) {
+            return "CPU";
+        }
+        return sms > 0 ? fmt::format("{} SMs", sms) : "engines";
+    }
+
     // [ms] of the slowest rank. The first of the copies warms up.
-    double time_pull(const std::vector<int32_t> &sources) {
+    double time_pull(const std::vector<int32_t> &sources, int32_t sms) {
         constexpr int rounds = 4;
         std::vector<double> times;
         for (int round = 0; round < rounds; ++round) {
             session_.barrier();
             const auto start = std::chrono::steady_clock::now();
-            weights_.pull(sources);
+            weights_.pull(sources, sms);
             weights_.device().sync();
             if (round > 0) {
                 times.push_back(ms_since(start));

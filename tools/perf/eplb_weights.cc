@@ -18,6 +18,22 @@ uint64_t aligned(uint64_t bytes) {
     return (bytes + tensor_alignment - 1) / tensor_alignment * tensor_alignment;
 }
 
+std::vector<uint64_t> split(uint64_t bytes, int tensors) {
+    constexpr int matrices_and_scales = 3;
+    constexpr uint64_t values_a_scale = 4096;
+    std::vector<uint64_t> parts;
+    if (tensors == matrices_and_scales) {
+        const uint64_t scales = std::max<uint64_t>(bytes / values_a_scale, 1);
+        const uint64_t second = std::max<uint64_t>((bytes - scales) / 3, 1);
+        return {bytes - second - scales, second, scales};
+    }
+    const auto count = static_cast<uint64_t>(tensors);
+    for (uint64_t part = 0; part < count; ++part) {
+        parts.push_back(bytes * (part + 1) / count - bytes * part / count);
+    }
+    return parts;
+}
+
 // No two experts, layers, tensors or places have the same bytes.
 void fill(std::vector<char> &bytes, uint64_t seed, int layer, int expert, int tensor) {
     const uint64_t key = mix(mix(mix(seed, static_cast<uint64_t>(layer)), static_cast<uint64_t>(expert)), static_cast<uint64_t>(tensor));
@@ -31,15 +47,12 @@ void fill(std::vector<char> &bytes, uint64_t seed, int layer, int expert, int te
 
 Weights::Weights(const Session &session, const EplbOptions &options)
     : options_(options), rank_(session.rank()), local_slots_(options.slots / options.ranks) {
-    constexpr uint64_t values_a_scale = 4096;
-    tensor_bytes_[2] = std::max<uint64_t>(options.expert_bytes / values_a_scale, 1);
-    tensor_bytes_[1] = std::max<uint64_t>((options.expert_bytes - tensor_bytes_[2]) / 3, 1);
-    tensor_bytes_[0] = options.expert_bytes - tensor_bytes_[1] - tensor_bytes_[2];
     expert_bytes_ = options.expert_bytes;
-    layer_bytes_ = 0;
+    tensor_bytes_ = split(options.expert_bytes, options.tensors);
     for (const uint64_t bytes : tensor_bytes_) {
-        layer_bytes_ += aligned(bytes) * static_cast<uint64_t>(local_slots_);
+        slot_bytes_ += aligned(bytes);
     }
+    layer_bytes_ = slot_bytes_ * static_cast<uint64_t>(local_slots_);
     device_ = session.on_cuda() ? make_cuda_device(moelink_group_device_ordinal(session.group()), options.slots) : make_host_device();
     moelink_memory_params params = MOELINK_MEMORY_PARAMS_INIT;
     params.bytes = layer_bytes_ * static_cast<uint64_t>(options.layers);
@@ -51,22 +64,22 @@ Weights::Weights(const Session &session, const EplbOptions &options)
         must(moelink_memory_peer(memory, rank, &address), "moelink_memory_peer");
         ranks_.push_back(static_cast<char *>(address));
     }
-    landing_ = device_->alloc(expert_bytes_ * static_cast<uint64_t>(local_slots_));
+    landing_ = static_cast<char *>(device_->alloc(layer_bytes_));
 }
 
 uint64_t Weights::offset(int layer, int slot, int tensor) const {
     uint64_t at = layer_bytes_ * static_cast<uint64_t>(layer);
     for (int before = 0; before < tensor; ++before) {
-        at += aligned(tensor_bytes_[before]) * static_cast<uint64_t>(local_slots_);
+        at += aligned(bytes_of(before)) * static_cast<uint64_t>(local_slots_);
     }
-    return at + aligned(tensor_bytes_[tensor]) * static_cast<uint64_t>(slot);
+    return at + aligned(bytes_of(tensor)) * static_cast<uint64_t>(slot);
 }
 
 std::vector<moelink_eplb_tensor> Weights::tensors(int layer) const {
     std::vector<moelink_eplb_tensor> tensors;
-    for (int tensor = 0; tensor < tensor_count; ++tensor) {
+    for (int tensor = 0; tensor < tensor_count(); ++tensor) {
         char *base = ranks_[static_cast<size_t>(rank_)] + offset(layer, 0, tensor);
-        tensors.push_back({base, aligned(tensor_bytes_[tensor]), 1, tensor_bytes_[tensor], 0});
+        tensors.push_back({base, aligned(bytes_of(tensor)), 1, bytes_of(tensor), 0});
     }
     return tensors;
 }
@@ -78,8 +91,8 @@ int32_t Weights::expert_in(const Map &map, int layer, int slot) const {
 void Weights::write(const Map &map) {
     char *mine = ranks_[static_cast<size_t>(rank_)];
     device_->fill(mine, poison, layer_bytes_ * static_cast<uint64_t>(options_.layers));
-    for (int tensor = 0; tensor < tensor_count; ++tensor) {
-        std::vector<char> bytes(tensor_bytes_[tensor]);
+    for (int tensor = 0; tensor < tensor_count(); ++tensor) {
+        std::vector<char> bytes(bytes_of(tensor));
         for (int layer = 0; layer < options_.layers; ++layer) {
             for (int slot = 0; slot < local_slots_; ++slot) {
                 const int32_t expert = expert_in(map, layer, slot);
@@ -96,8 +109,8 @@ void Weights::write(const Map &map) {
 CheckResult Weights::check(const Map &map) const {
     device_->sync();
     CheckResult result;
-    for (int tensor = 0; tensor < tensor_count; ++tensor) {
-        std::vector<char> wanted(tensor_bytes_[tensor]);
+    for (int tensor = 0; tensor < tensor_count(); ++tensor) {
+        std::vector<char> wanted(bytes_of(tensor));
         std::vector<char> got(wanted.size());
         for (int layer = 0; layer < options_.layers; ++layer) {
             for (int slot = 0; slot < local_slots_; ++slot) {
@@ -127,13 +140,14 @@ CheckResult Weights::check(const Map &map) const {
 void Weights::corrupt(const Map &map) {
     for (int slot = 0; slot < local_slots_; ++slot) {
         if (expert_in(map, 0, slot) >= 0) {
-            flip_byte(*device_, ranks_[static_cast<size_t>(rank_)] + offset(0, slot, 0) + tensor_bytes_[0] - 1);
+            flip_byte(*device_, ranks_[static_cast<size_t>(rank_)] + offset(0, slot, 0) + bytes_of(0) - 1);
             return;
         }
     }
 }
 
-void Weights::pull(const std::vector<int32_t> &sources) {
+void Weights::pull(const std::vector<int32_t> &sources, int32_t sms) {
+    std::vector<Copy> copies;
     for (int layer = 0; layer < options_.layers; ++layer) {
         for (int slot = 0; slot < local_slots_; ++slot) {
             const int32_t source = expert_in(sources, layer, slot);
@@ -141,12 +155,19 @@ void Weights::pull(const std::vector<int32_t> &sources) {
                 continue;
             }
             const char *from = ranks_[static_cast<size_t>(source / local_slots_)];
-            char *to = static_cast<char *>(landing_) + static_cast<uint64_t>(slot) * expert_bytes_;
-            for (int tensor = 0; tensor < tensor_count; ++tensor) {
-                device_->copy(to, from + offset(layer, source % local_slots_, tensor), tensor_bytes_[tensor]);
-                to += tensor_bytes_[tensor];
+            for (int tensor = 0; tensor < tensor_count(); ++tensor) {
+                const char *rows = from + offset(layer, source % local_slots_, tensor);
+                copies.push_back({landing_ + offset(0, slot, tensor), rows, bytes_of(tensor)});
             }
         }
+        if (sms > 0) {
+            device_->copy_by_sms(copies, sms);
+        } else {
+            for (const Copy &copy : copies) {
+                device_->copy(copy.to, copy.from, copy.bytes);
+            }
+        }
+        copies.clear();
     }
 }
 

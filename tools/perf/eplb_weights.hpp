@@ -14,8 +14,8 @@
 
 namespace perf {
 
-// In symmetric memory, so that peers can read them. An expert is three tensors: two matrices, the second half as large as the
-// first, and their scales.
+// In symmetric memory, so that peers can read them. An expert is as many tensors as the options say: three are two matrices, the second
+// half as large as the first, and their scales; any other number is equal parts.
 class Weights {
 public:
     // Collective.
@@ -34,13 +34,15 @@ public:
     // Damages one byte of the first expert that this rank holds.
     void corrupt(const Map &map);
     // Copies the experts that the new map brings from other ranks to this one, from their slots there (sources [layers, slots], as
-    // moelink_eplb_plan gives them) to a place beside the live rows, and nothing else. In stream order.
-    void pull(const std::vector<int32_t> &sources);
+    // moelink_eplb_plan gives them) to a place beside the live rows, and nothing else. In stream order; by so many multiprocessors, or
+    // with 0 by what the device copies with.
+    void pull(const std::vector<int32_t> &sources, int32_t sms);
     // [bytes] that pull() copies.
     uint64_t pulled_bytes(const std::vector<int32_t> &sources) const;
 
 private:
-    static constexpr int tensor_count = 3;
+    int tensor_count() const { return static_cast<int>(tensor_bytes_.size()); }
+    uint64_t bytes_of(int tensor) const { return tensor_bytes_[static_cast<size_t>(tensor)]; }
     uint64_t offset(int layer, int slot, int tensor) const;
     int32_t expert_in(const Map &map, int layer, int slot) const;
     bool comes_from_elsewhere(int32_t source) const { return source >= 0 && source / local_slots_ != rank_; }
@@ -48,13 +50,14 @@ private:
     const EplbOptions &options_;
     int rank_;
     int local_slots_;
-    uint64_t tensor_bytes_[tensor_count];
+    std::vector<uint64_t> tensor_bytes_;
     uint64_t expert_bytes_;
-    uint64_t layer_bytes_;
+    uint64_t slot_bytes_ = 0;  // with what lies between tensors
+    uint64_t layer_bytes_ = 0;
     std::unique_ptr<Device> device_;
     std::unique_ptr<moelink_memory, MemoryCloser> memory_;
     std::vector<char *> ranks_;  // everyone's copy
-    void *landing_ = nullptr;    // of pull(): an expert for each slot
+    char *landing_ = nullptr;    // of pull(): a layer's slots
 };
 
 }  // namespace perf

@@ -75,6 +75,8 @@ struct EplbOptions : RunOptions {
     int staging = 4;  // experts
     std::string overlap = "auto";
     uint64_t expert_bytes = 65536;
+    int tensors = 3;  // of an expert
+    int sms = 0;      // moelink_eplb_comm_params.sm_budget
     bool from_scratch = false;
     bool check = false;
     bool checksum = false;
@@ -90,8 +92,8 @@ struct EplbOptions : RunOptions {
     std::string corrupt;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(EplbOptions, device, ranks, threads, check, seed, timeout, json, loads, layers, experts, slots,
-                                   changes, back_end, staging, overlap, expert_bytes, from_scratch, checksum, repeat, manager, tokens, topk,
-                                   hidden, dtype, policy, iterations, warmup, corrupt)
+                                   changes, back_end, staging, overlap, expert_bytes, tensors, sms, from_scratch, checksum, repeat, manager,
+                                   tokens, topk, hidden, dtype, policy, iterations, warmup, corrupt)
 
 struct LinkOptions {
     std::string device = "auto";
