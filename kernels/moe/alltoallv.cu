@@ -69,32 +69,34 @@ private:
 
 template <bool quantized, class Rows>
 __device__ __forceinline__ void send_channel(const FifoCall &call, const Rows &rows, int32_t to, int32_t channel, OwnRows<quantized, Rows> &own) {
+    // Where many rows are to be sent, those that stay are moved in between; three tiles that are to be quantized do not fit the registers.
+    constexpr bool keeps = Rows::many && !quantized;
     const Stream stream(call, rows.count(to));
     const ChannelShare share(stream.total, channel, call.fifos.fifo.channels);
     if (share.begin == share.end) return;
     const int lane = threadIdx.x % 32;
     FifoSender fifo(call.fifos, to, channel, phase_dispatch);
-    Cursor at(call, stream, share.begin);
+    Cursor at(call, stream, share.begin), now;
     Cargo<quantized> cargo;
-    cargo.load(call, rows, at, to, lane);
-    for (;;) {
-        const Cursor now = at;
-        const bool more = at.index + 1 < share.end;
+    bool loaded = false;
+    for (bool more = true; more || loaded;) {  // a tile is loaded while the one before it is sent
         Cargo<quantized> coming;
-        if (more) {
-            at.next(call, stream);
-            coming.load(call, rows, at, to, lane);
+        if (more) coming.load(call, rows, at, to, lane);
+        if (loaded) {
+            const bool kept = keeps && more && own.begin();
+            cargo.quantize(call, now);
+            if (!fifo.await_room()) return;
+            stagger();
+            send_piece(fifo.at(), lane, cargo.valid, cargo.piece, fifo.tag());
+            cargo.send_scales(now, fifo.at(), lane, fifo.tag());
+            fifo.advance();
+            if (kept) own.end();
         }
-        const bool kept = !quantized && more && own.begin();  // three tiles that are to be quantized do not fit the registers
-        cargo.quantize(call, now);
-        if (!fifo.await_room()) return;
-        stagger();
-        send_piece(fifo.at(), lane, cargo.valid, cargo.piece, fifo.tag());
-        cargo.send_scales(now, fifo.at(), lane, fifo.tag());
-        fifo.advance();
-        if (kept) own.end();
-        if (!more) break;
         cargo = coming;
+        now = at;
+        loaded = more;
+        more = more && at.index + 1 < share.end;
+        if (more) at.next(call, stream);
     }
     fifo.close();
 }
@@ -134,6 +136,7 @@ __device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t ep
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
     bool came = true;
+#pragma unroll 1
     for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
         int32_t count;
         if (call.prepares == 0) {
@@ -154,8 +157,10 @@ __device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t ep
     }
     __syncwarp();
     if (call.fifos.packed != 0) {
+#pragma unroll 1
         for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
             int64_t first = 0;
+#pragma unroll 1
             for (int32_t earlier = 0; earlier < source; ++earlier) first += shared.counts[earlier];
             shared.first[source] = first;
         }
@@ -168,8 +173,10 @@ __device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t ep
 __device__ void keep_counts(const FifoCall &call, int32_t tokens_here, uint32_t epoch, const Shared &shared) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
+#pragma unroll 1
     for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
         int32_t before = 0;
+#pragma unroll 1
         for (int32_t earlier = 0; earlier < source; ++earlier) before += shared.counts[earlier];
         tables.recv_counts[source] = shared.counts[source];
         tables.recv_offsets[source] = before;
@@ -197,6 +204,7 @@ __device__ void fill_ids(const FifoCall &call, int32_t part, const Shared &share
     const Filled filled = tables.filled[part];
     const int64_t end = filled.id == call.invalid_id ? filled.rows : ws.capacity;
     int32_t *ids = tables.ids + begin * ws.top_k;
+#pragma unroll 1
     for (int64_t i = rows * ws.top_k + lane; i < end * ws.top_k; i += 32) ids[i] = call.invalid_id;
     __syncwarp();
     if (lane == 0) tables.filled[part] = {static_cast<int32_t>(rows), call.invalid_id};
@@ -209,6 +217,7 @@ __device__ __forceinline__ void find_offsets(const FoundRows &rows, int32_t rank
     const int32_t rank = threadIdx.x;
     if (rank >= ranks) return;
     int32_t offset = 0;
+#pragma unroll 1
     for (int32_t earlier = 0; earlier < rank; ++earlier) offset += rows.count(earlier);
     bits.offsets[rank] = offset;
 }
@@ -220,6 +229,7 @@ __device__ void keep_token(const FifoCall &call, const FoundRows &rows, int32_t 
     const int lane = threadIdx.x % 32;
     const TokenWeights weights(call, token);
     int distinct = 0;
+#pragma unroll 1
     for (int32_t first = 0; first < ws.ranks; first += 32) {
         const int32_t rank = first + lane;
         const bool goes = rank < ws.ranks && rows.goes(token, rank);
@@ -242,6 +252,7 @@ template <class Count>
 __device__ __forceinline__ int busy_channels(const FifoCall &call, Count &&count) {
     const Workspace &ws = call.fifos.workspace;
     int32_t most = 0;
+#pragma unroll 1
     for (int32_t other = threadIdx.x % 32; other < ws.ranks - 1; other += 32) most = max(most, count(other_rank(ws.rank, other)));
     const Stream stream(call, __reduce_max_sync(whole_warp, most));
     return static_cast<int>(min(int64_t{call.fifos.fifo.channels}, stream.total));
@@ -257,6 +268,7 @@ __device__ __forceinline__ void move_rows(const FifoCall &call, const Rows &rows
     // Every worker goes through its FIFOs by channel, then by rank: see the argument in docs/two_sided.md.
     if (warp < role_warps) {
         const int tasks = busy_channels(call, [&](int32_t to) { return rows.count(to); }) * others;
+#pragma unroll 1
         for (int task = warp * gridDim.x + blockIdx.x; task < tasks; task += workers) {
             send_channel<quantized>(call, rows, other_rank(ws.rank, task % others), task / others, own);
         }
@@ -267,6 +279,7 @@ __device__ __forceinline__ void move_rows(const FifoCall &call, const Rows &rows
         uint32_t taken = has ? *taken_from(fifos, other_rank(ws.rank, worker % others), worker / others) : 0;
         const bool learned = learn_counts(call, rows, epoch, shared);
         // The last workers have nothing to receive where there is little.
+#pragma unroll 1
         for (int32_t part = last; learned && call.prepares != 0 && part < ws.ranks; part += workers) fill_ids(call, part, shared);
         if (last == ws.ranks % workers) {
             if (learned && call.prepares != 0) keep_counts(call, tokens, epoch, shared);
@@ -274,18 +287,18 @@ __device__ __forceinline__ void move_rows(const FifoCall &call, const Rows &rows
             __syncwarp();
         }
         const int tasks = learned ? busy_channels(call, [&](int32_t from) { return shared.counts[from]; }) * others : 0;
+#pragma unroll 1
         for (int task = worker; task < tasks; task += workers) {
             const int32_t from = other_rank(ws.rank, task % others), channel = task / others;
             if (task != worker) taken = *taken_from(fifos, from, channel);
             receive_channel<quantized>(call, from, channel, taken, shared);
         }
     }
-    own.rest();
     if (fifos.packed != 0) {
         __syncthreads();
         own.open(shared.first[ws.rank]);  // after the rows of earlier ranks, whose counts have come
-        own.rest();
     }
+    own.rest();
     if (blockIdx.x == 0 && threadIdx.x == 0) fifos.tables.state->prepared = 1;
 }
 
@@ -321,6 +334,7 @@ __global__ void __launch_bounds__(block_threads, 1) prepared_alltoallv_kernel(co
     const int warp = threadIdx.x / 32, workers = role_warps * gridDim.x;
     if (warp >= role_warps) {
         const int worker = (warp - role_warps) * gridDim.x + blockIdx.x;
+#pragma unroll 1
         for (int32_t token = (worker + workers / 2) % workers; token < tokens; token += workers) keep_token(call, rows, token, bits);
     }
     move_rows<quantized>(call, rows, tokens, epoch, shared);

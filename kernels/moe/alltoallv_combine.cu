@@ -151,6 +151,7 @@ __device__ void add_channel(const FifoCombine &call, int32_t channel, uint32_t *
     const ChannelShare share(total, channel, fifos.fifo.channels);
     if (share.begin == share.end) return;
     const bool many = total > 2 * fifos.fifo.channels;
+#pragma unroll 1
     for (int32_t other = lane; other < ws.ranks - 1; other += 32) {
         taken[other_rank(ws.rank, other)] = fifos.tables.taken[fifo_index(fifos.fifo, other, channel)];
     }
@@ -207,6 +208,7 @@ __device__ void add_channel(const FifoCombine &call, int32_t channel, uint32_t *
         tile = 0;
         ranks = TokenRanks(call, first_own, ++token, lane);
     }
+#pragma unroll 1
     for (int32_t other = lane; other < ws.ranks - 1; other += 32) {
         fifos.tables.taken[fifo_index(fifos.fifo, other, channel)] = taken[other_rank(ws.rank, other)];
     }
@@ -231,8 +233,10 @@ __global__ void __launch_bounds__(block_threads, 1) alltoallv_combine_kernel(con
     };
     if (warp < role_warps) {
         int32_t tokens = 0;
+#pragma unroll 1
         for (int32_t other = threadIdx.x % 32; other < others; other += 32) tokens = max(tokens, fifos.tables.source_tokens[other_rank(ws.rank, other)]);
         const int tasks = busy_channels(__reduce_max_sync(whole_warp, tokens)) * others;
+#pragma unroll 1
         for (int task = warp * gridDim.x + blockIdx.x; task < tasks; task += workers) {
             send_back(call, other_rank(ws.rank, task % others), task / others);
         }
@@ -240,6 +244,7 @@ __global__ void __launch_bounds__(block_threads, 1) alltoallv_combine_kernel(con
         const int worker = (warp - role_warps) * gridDim.x + blockIdx.x, channels = busy_channels(fifos.tables.state->tokens);
         if (worker == workers - 1) check_shapes(fifos, epoch, call.shape, phase_combine);  // it has no channel where there is little
         __syncwarp();
+#pragma unroll 1
         for (int channel = worker; channel < channels; channel += workers) add_channel<T>(call, channel, shared.taken[warp - role_warps]);
     }
 }

@@ -175,6 +175,7 @@ __device__ __forceinline__ bool begin_call(const FifoWorkspace &fifos, uint32_t 
 // Waits until every rank has come to this call, with the same shape: by one warp. So no rank gets two calls ahead of another.
 __device__ inline void check_shapes(const FifoWorkspace &fifos, uint32_t epoch, uint32_t shape, Phase phase) {
     const Workspace &ws = fifos.workspace;
+#pragma unroll 1
     for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
         if (source == ws.rank) continue;
         const uint64_t *word = &line_of(fifos, ws.mine, source)->shape[epoch & 1];

@@ -16,6 +16,7 @@ __device__ __forceinline__ int64_t read_id(const FifoCall &call, int64_t index) 
 // The two kinds of rows have the same calls. token() is for all lanes of a warp at once, with the same arguments.
 class TableRows {
 public:
+    static constexpr bool many = true;
     explicit __device__ TableRows(const FifoCall &call) : tables_(call.fifos.tables) {}
     __device__ __forceinline__ int32_t count(int32_t to) const { return tables_.send_counts[to]; }
     __device__ __forceinline__ int32_t token(int32_t to, int32_t row) const { return tables_.send_tokens[tables_.send_offsets[to] + row]; }
@@ -32,12 +33,15 @@ struct TokenBits {
 
 class FoundRows {
 public:
+    static constexpr bool many = false;
     // By all threads of a block, which meet at a barrier before they use it.
     __device__ FoundRows(const FifoCall &call, int32_t tokens, TokenBits &bits) : bits_(bits) {
         const Workspace &ws = call.fifos.workspace;
         const int lane = threadIdx.x % 32, groups = (tokens + 31) / 32;
+#pragma unroll 1
         for (int i = threadIdx.x; i < ws.ranks * found_words; i += block_threads) bits.words[i / found_words][i % found_words] = 0;
         __syncthreads();
+#pragma unroll 1
         for (int item = threadIdx.x / 32; item < groups * ws.top_k; item += block_threads / 32) {
             const int group = item % groups, k = item / groups, token = group * 32 + lane;
             const int32_t rank = token < tokens ? ws.owners.rank_of(read_id(call, int64_t{token} * ws.top_k + k)) : -1;
@@ -147,6 +151,7 @@ struct TokenWeights {
     // By all lanes, of a rank a lane.
     __device__ __forceinline__ float sum_of(int32_t rank, int top_k) const {
         float sum = 0.0f;
+#pragma unroll 1
         for (int k = 0; k < top_k; ++k) {
             const float other = __shfl_sync(whole_warp, weight, k);
             if (__shfl_sync(whole_warp, owner, k) == rank) sum += other;

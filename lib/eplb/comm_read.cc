@@ -80,20 +80,16 @@ private:
     // One expert a call, so that peers are served in between; a device gets all at once.
     void start_copies() {
         const size_t count = device_.on_cuda() ? reads_.size() : 1;
-        const std::vector<Transfer *> receives(reads_.begin(), reads_.begin() + static_cast<ptrdiff_t>(count));
+        std::vector<Transfer *> receives(reads_.begin(), reads_.begin() + static_cast<ptrdiff_t>(count));
         reads_.erase(reads_.begin(), reads_.begin() + static_cast<ptrdiff_t>(count));
         std::vector<ExpertCopy> copies;
         for (const Transfer *receive : receives) {
             const Reached &reached = looked_->reached[static_cast<size_t>(receive->peer)];
             copies.push_back({receive->rows, reached.rows(receive->slot), false, reached.by_kernels});
         }
-        auto marked = receives.begin();
         starting_ = true;
-        copier_.copy(copies, round_.stream, [&](size_t queued) {
-            const auto end = receives.begin() + static_cast<ptrdiff_t>(queued);
-            copies_.push_back({{marked, end}, Mark(device_, round_.stream)});
-            marked = end;
-        });
+        copier_.copy(copies, round_.stream);
+        copies_.push_back({std::move(receives), Mark(device_, round_.stream)});
         starting_ = false;
     }
 

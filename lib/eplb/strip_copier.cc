@@ -38,13 +38,10 @@ int32_t StripCopier::sms_for(std::span<const ExpertCopy> copies) const {
     return budget_.sm_budget > 0 || many_small_strips(copies) ? budget_.from_peers : 0;
 }
 
-void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream, const std::function<void(size_t)> &queued) {
+void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream) {
     const int32_t sms = sms_for(copies);
     if (sms == 0) {
-        for (size_t i = 0; i < copies.size(); ++i) {
-            copy_strips(device_, copies[i].to, copies[i].from, stream);
-            if (queued) queued(i + 1);
-        }
+        for (const ExpertCopy &copy : copies) copy_strips(device_, copy.to, copy.from, stream);
         return;
     }
     std::vector<kernels::StripCopy> strips;
@@ -57,7 +54,6 @@ void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream
     DeviceGuard guard(device_);
     check_launch(kernels::cuda::copy_strips(strips.data(), strips.size(), sms, stream), "copying rows");
     copies_by_sms += copies.size();
-    if (queued) queued(copies.size());
 }
 
 std::string StripCopier::describe() const {

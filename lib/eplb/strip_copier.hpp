@@ -3,7 +3,6 @@
 
 #include "eplb/strips.hpp"
 
-#include <functional>
 #include <span>
 #include <string>
 
@@ -31,9 +30,9 @@ public:
     // Throws when the kernel cannot be loaded.
     StripCopier(const Device &device, SmBudget budget);
 
-    // Of the copies none writes what another reads or writes, and all are inside or none. Stream-ordered; on the host device done on return. queued(n): the first n
-    // are in the stream.
-    void copy(std::span<const ExpertCopy> copies, moelink_stream stream, const std::function<void(size_t)> &queued = {});
+    // Of the copies none writes what another reads or writes, and all are inside or none. Stream-ordered; on the host device
+    // done on return.
+    void copy(std::span<const ExpertCopy> copies, moelink_stream stream);
 
     const SmBudget &budget() const { return budget_; }
     std::string describe() const;

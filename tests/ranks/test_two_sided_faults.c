@@ -21,7 +21,8 @@ static void repaired(rank_context *ctx) {
     moe_geometry_plain(ctx->size, 40, 3, 4 * ctx->size, 600, MOELINK_DTYPE_F32, &geometry);
     geometry.slots = 2;
     moelink_manager_config config = moe_config(&geometry, ctx->rank);
-    config.timeout_ns = (uint64_t)ranks_scaled_ms(400) * 1000000u;
+    /* Ranks that share a GPU take turns on it, with the smallest FIFOs at each tile. */
+    config.timeout_ns = (uint64_t)ranks_scaled_ms(ctx->device == MOELINK_DEVICE_CUDA ? 4000 : 400) * 1000000u;
     config.fifo_bytes = 4096;
     RANK_OK(ctx, moelink_manager_create(ctx->group, MOELINK_MANAGER_TWO_SIDED, NULL, &manager));
     RANK_OK(ctx, moelink_manager_init(manager, &config));
