@@ -7,7 +7,8 @@ namespace moelink::kernels {
 
 // CUDA: a FIFO is a ring of tiles (packets.cuh), written by one warp and taken by one.
 inline constexpr int max_fifo_channels = 1024;  // to and from all ranks, in all slots; as many as an H100 has warps for
-inline constexpr int max_fifo_depth = 16;       // tiles
+inline constexpr int max_fifo_depth = 16;       // tiles, where the caller gives the room
+inline constexpr int usual_fifo_depth = 8;
 inline constexpr uint64_t fifo_tile = packet_tile_beside + packet_tile_data;
 
 // What a rank says in a call, to each other rank. Words are tagged with the call's epoch, as SourceLine's are. A rank gets at most one

@@ -81,7 +81,7 @@ typedef struct moelink_eplb_comm_params {
                                   K experts of the largest layer is taken by register. Not used with DIRECT */
     int32_t sm_budget;       /**< READ on CUDA: multiprocessors that copy rows, from peers, from the staging into slots and inside the
                                   rank. -1: none, always the copy engines. 0: the library chooses: peers' rows by 16 where they are
-                                  many small tensors at once, else by the copy engines, rows inside the rank by 64, and with ASYNC
+                                  many small tensors at once, else by the copy engines, rows inside the rank by 32, and with ASYNC
                                   all by the copy engines. N: so many, at most those of the device,
                                   for all rows that kernels can read; kernels that wait for peers hold their multiprocessors, so
                                   beside a running model N must be left free. Refused above 0 on the host device and by other

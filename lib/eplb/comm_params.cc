@@ -13,7 +13,7 @@ namespace {
 constexpr uint64_t default_chunk = 1 << 20;
 // Where the library chooses: what keeps the link busy with small tensors, and what fills slots in the time that the link takes to bring
 // as many experts, without the copy engines, which would bring less meanwhile (docs/measurements.md).
-constexpr int32_t default_from_peers = 16, default_inside = 64;
+constexpr int32_t default_from_peers = 16, default_inside = 32;
 constexpr uint32_t known_flags =
     MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM | MOELINK_EPLB_COMM_F_ASYNC | MOELINK_EPLB_COMM_F_NO_MAP;
 

@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <future>
+#include <thread>
 
 #include <unistd.h>
 
@@ -87,6 +88,9 @@ std::vector<Endpoint> visit(Hub &hub, const std::shared_ptr<Link> &link, const G
     return endpoints;
 }
 
+// To be woken takes longer than a message between two processes. Ranks with a GPU each have cores to spare; others may outnumber them.
+bool watchful(const Group::Place &place) { return place.device == MOELINK_DEVICE_CUDA && std::thread::hardware_concurrency() >= 8; }
+
 // What ranks tell each other through the caller's allgather.
 struct Card {
     char magic[8];
@@ -160,7 +164,7 @@ Ref<Group> join_by_id(const moelink_unique_id &bytes, Group::Place place) {
     }
     if (place.size == 1) return alone(std::move(place));
 
-    auto hub = std::make_shared<Hub>();
+    auto hub = std::make_shared<Hub>(watchful(place));
     auto link = hub->dial({"the rendezvous", candidates(id.endpoint), id.secret, purpose_rendezvous, id.session, place.rank, -1},
                           deadline);
     if (id.endpoint.named != 0) {
@@ -185,7 +189,7 @@ Ref<Group> join_with(const moelink_bootstrap &boot, Group::Place place) {
     mine.rank = place.rank;
     mine.size = place.size;
     mine.device = place.device;
-    auto hub = std::make_shared<Hub>();
+    auto hub = std::make_shared<Hub>(watchful(place));
     try {
         hub->listen(nullptr);
         mine.endpoint = hub->endpoint();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <thread>
 
 #include <csignal>
 #include <pthread.h>
@@ -19,7 +20,7 @@ constexpr std::chrono::milliseconds last_words{500};
 
 }  // namespace
 
-Hub::Hub() : io_(1), work_(asio::make_work_guard(io_)) {
+Hub::Hub(bool watchful) : watchful_(watchful), io_(1), work_(asio::make_work_guard(io_)) {
     // The caller's signal handlers are not for our thread.
     sigset_t all;
     sigset_t before;
@@ -52,10 +53,27 @@ void Hub::serve() {
     pthread_setname_np(pthread_self(), "moelink-group");
     for (;;) {
         try {
-            io_.run();
+            work();
             return;
         } catch (const std::exception &error) {
             log(MOELINK_LOG_ERROR, "the group's thread caught: {}", error.what());
+        }
+    }
+}
+
+// Until it is stopped.
+void Hub::work() {
+    constexpr std::chrono::microseconds watch{200};  // a few answers
+    while (io_.run_one() != 0) {
+        auto last = std::chrono::steady_clock::now();
+        for (auto now = last; watchful_ && now - last < watch; now = std::chrono::steady_clock::now()) {
+            if (io_.poll_one() != 0) {
+                last = std::chrono::steady_clock::now();
+            } else if (io_.stopped()) {
+                return;
+            } else {
+                std::this_thread::yield();
+            }
         }
     }
 }

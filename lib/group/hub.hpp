@@ -25,7 +25,8 @@ class Hub {
 public:
     using OnLink = Listener::OnLink;
 
-    Hub();
+    // watchful: after each event the I/O thread looks for the next one for a moment, before it sleeps.
+    explicit Hub(bool watchful);
     ~Hub();
     Hub(const Hub &) = delete;
     Hub &operator=(const Hub &) = delete;
@@ -55,12 +56,14 @@ public:
 private:
     void arrived(std::shared_ptr<Link> link, const Hello &hello);
     void serve();
+    void work();
 
     struct Early {
         std::shared_ptr<Link> link;
         Hello hello;
     };
 
+    const bool watchful_;
     asio::io_context io_;
     asio::executor_work_guard<asio::io_context::executor_type> work_;
     std::unique_ptr<Listener> listener_;

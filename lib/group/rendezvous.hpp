@@ -52,7 +52,7 @@ private:
     std::vector<int> missing() const;
 
     UniqueId id_;
-    Hub hub_;
+    Hub hub_{false};
     // All below on the hub's thread.
     std::vector<std::shared_ptr<Guest>> strange_;   // connected, not yet joined or already refused
     std::vector<std::shared_ptr<Guest>> by_rank_;

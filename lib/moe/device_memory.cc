@@ -53,11 +53,15 @@ void *Device::allocate(uint64_t bytes) const {
 #if MOELINK_CUDA
     if (on_cuda()) {
         DeviceGuard guard(*this);
+        const Stream stream(*this);
         CUdeviceptr pointer = 0;
         check(cuda().mem_alloc(&pointer, bytes), "cuMemAlloc");
-        if (CUresult result = cuda().memset_d8(pointer, 0, bytes); result != CUDA_SUCCESS) {
+        CUresult result = cuda().memset_d8_async(pointer, 0, bytes, native(stream.get()));
+        // A fill does not wait for itself, nor other streams for it.
+        if (result == CUDA_SUCCESS) result = cuda().stream_synchronize(native(stream.get()));
+        if (result != CUDA_SUCCESS) {
             cuda().mem_free(pointer);
-            check(result, "cuMemsetD8");
+            check(result, "filling device memory");
         }
         return reinterpret_cast<void *>(pointer);
     }

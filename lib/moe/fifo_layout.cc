@@ -13,7 +13,7 @@ using namespace kernels;
 // CUDA: channels and their depth, for so many other ranks and a bound on bytes.
 void choose_channels(uint64_t others, uint64_t slots, uint64_t most_bytes, FifoLayout &fifo) {
     fifo.channels = static_cast<int32_t>(std::max<uint64_t>(1, max_fifo_channels / (std::max<uint64_t>(1, others) * slots)));
-    fifo.depth = max_fifo_depth;
+    fifo.depth = most_bytes != 0 ? max_fifo_depth : usual_fifo_depth;
     const auto bytes = [&] {
         return slots * others * static_cast<uint64_t>(fifo.channels) * static_cast<uint64_t>(fifo.depth) * fifo_tile;
     };

@@ -182,7 +182,7 @@ static void moves(rank_context *ctx) {
     const int chosen = ctx->device == MOELINK_DEVICE_CUDA && shape->kind == MOELINK_EPLB_COMM_READ && shape->sm_budget >= 0 &&
                        (shape->sm_budget > 0 || (shape->flags & MOELINK_EPLB_COMM_F_ASYNC) == 0);
     RANK_EQUAL(ctx, info.sm_budget, chosen ? shape->sm_budget : -1);
-    RANK_EQUAL(ctx, info.sms, !chosen ? 0 : shape->sm_budget > 0 ? shape->sm_budget : 64);
+    RANK_EQUAL(ctx, info.sms, !chosen ? 0 : shape->sm_budget > 0 ? shape->sm_budget : 32);
     if (chosen) RANK_TEXT(ctx, reasons, "multiprocessors");
     device_stream_destroy(ctx, stream);
     moelink_eplb_comm_destroy(comm);

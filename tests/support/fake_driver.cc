@@ -41,6 +41,11 @@ struct Event {
     bool asked;
 };
 
+struct Fill {
+    size_t size;
+    Lane lane;
+};
+
 struct Failure {
     int rank;
     std::string function;
@@ -60,7 +65,8 @@ struct State {
     std::map<CUdeviceptr, size_t> allocations;
     std::map<CUdeviceptr, int> opened;
     std::map<void *, size_t> pinned;
-    std::map<Lane, std::deque<std::function<void()>>> pending;  // copies that their stream has not come to
+    std::map<Lane, std::deque<std::function<void()>>> pending;  // copies and fills that their stream has not come to
+    std::map<CUdeviceptr, Fill> fills;                          // of these, by where they begin
     std::map<CUevent, Event> events;
     std::map<int, int> contexts;
     std::map<int, std::map<std::string, int>> calls;
@@ -98,6 +104,18 @@ bool is_device(int device) { return device >= 0 && device < state->machine.devic
 bool has_context() { return !stack.empty(); }
 int device_of(CUcontext context) { return static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1; }
 
+Lane lane_of(CUstream stream) { return {has_context() ? device_of(stack.back()) : -1, stream}; }
+
+void advance(Lane lane, size_t copies) {
+    std::deque<std::function<void()>> &pending = state->pending[lane];
+    for (size_t i = 0; i < copies && !pending.empty(); ++i) {
+        pending.front()();
+        pending.pop_front();
+        for (auto &[event, waiting] : state->events) {
+            if (waiting.lane == lane && waiting.copies > 0) --waiting.copies;
+        }
+    }
+}
 // ---- devices and contexts
 
 CUresult init(unsigned) { return CUDA_SUCCESS; }
@@ -387,6 +405,7 @@ CUresult mem_free(CUdeviceptr at) {
     auto found = state->allocations.find(at);
     if (found == state->allocations.end()) return misuse(CUDA_ERROR_INVALID_VALUE);
     if (state->opened.count(at) != 0) ++state->count.early;
+    for (auto &[lane, pending] : state->pending) advance(lane, pending.size());
     munmap(reinterpret_cast<void *>(at), found->second);
     state->allocations.erase(found);
     --state->count.allocations;
@@ -452,22 +471,27 @@ CUresult mem_address_range(CUdeviceptr *base, size_t *size, CUdeviceptr at) {
     return CUDA_SUCCESS;
 }
 
-// ---- streams; these copies are done when their stream is waited for, or an event behind them is asked for twice
+// ---- streams; copies and fills are done when their stream is waited for, or an event behind them is asked for twice
 
-Lane lane_of(CUstream stream) { return {has_context() ? device_of(stack.back()) : -1, stream}; }
-
-void advance(Lane lane, size_t copies) {
-    std::deque<std::function<void()>> &pending = state->pending[lane];
-    for (size_t i = 0; i < copies && !pending.empty(); ++i) {
-        pending.front()();
-        pending.pop_front();
-        for (auto &[event, waiting] : state->events) {
-            if (waiting.lane == lane && waiting.copies > 0) --waiting.copies;
-        }
-    }
+// A fill on another stream may come before what uses the memory, or after it.
+bool races(CUdeviceptr at, size_t size, CUstream stream) {
+    return std::any_of(state->fills.begin(), state->fills.end(), [&](const auto &entry) {
+        const auto &[begin, fill] = entry;
+        return begin < at + size && at < begin + fill.size && fill.lane != lane_of(stream);
+    });
+}
+CUresult fill_async(CUdeviceptr at, unsigned char value, size_t size, CUstream stream) {
+    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
+    state->fills[at] = Fill{size, lane_of(stream)};
+    state->pending[lane_of(stream)].push_back([=] {
+        std::memset(reinterpret_cast<void *>(at), value, size);
+        state->fills.erase(at);
+    });
+    return CUDA_SUCCESS;
 }
 CUresult copy_async(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
     ENTER("copy_async");
+    if (races(to, size, stream) || races(from, size, stream)) misuse(CUDA_SUCCESS);
     if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
     state->pending[lane_of(stream)].push_back([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), size); });
     return CUDA_SUCCESS;
@@ -535,8 +559,7 @@ CUresult copy_to_device(CUdeviceptr to, const void *from, size_t size) {
 }
 CUresult memset_d8(CUdeviceptr at, unsigned char value, size_t size) {
     ENTER("memset_d8");
-    std::memset(reinterpret_cast<void *>(at), value, size);
-    return CUDA_SUCCESS;
+    return fill_async(at, value, size, nullptr);
 }
 
 CUresult stream_create(CUstream *stream, unsigned) {
@@ -546,8 +569,9 @@ CUresult stream_create(CUstream *stream, unsigned) {
     ++state->count.streams;
     return CUDA_SUCCESS;
 }
-CUresult stream_destroy(CUstream) {
+CUresult stream_destroy(CUstream stream) {
     ENTER("stream_destroy");
+    advance(lane_of(stream), state->pending[lane_of(stream)].size());
     --state->count.streams;
     return CUDA_SUCCESS;
 }
@@ -556,10 +580,9 @@ CUresult stream_synchronize(CUstream stream) {
     advance(lane_of(stream), state->pending[lane_of(stream)].size());
     return CUDA_SUCCESS;
 }
-CUresult memset_d8_async(CUdeviceptr at, unsigned char value, size_t size, CUstream) {
+CUresult memset_d8_async(CUdeviceptr at, unsigned char value, size_t size, CUstream stream) {
     ENTER("memset_d8_async");
-    std::memset(reinterpret_cast<void *>(at), value, size);
-    return CUDA_SUCCESS;
+    return fill_async(at, value, size, stream);
 }
 CUresult copy_to_host_async(void *to, CUdeviceptr from, size_t size, CUstream) {
     ENTER("copy_to_host_async");

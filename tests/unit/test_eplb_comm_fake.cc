@@ -225,26 +225,30 @@ private:
             fill(memory, slot, 99);
             fill(coming.data(), slot, rank * slots + slot);
         }
-        moelink::cuda().copy_async(reinterpret_cast<CUdeviceptr>(memory), reinterpret_cast<CUdeviceptr>(coming.data()), memory_bytes, nullptr);
+        CUstream stream = nullptr;
+        moelink::cuda().stream_create(&stream, CU_STREAM_NON_BLOCKING);
+        moelink::cuda().copy_async(reinterpret_cast<CUdeviceptr>(memory), reinterpret_cast<CUdeviceptr>(coming.data()), memory_bytes, stream);
         moelink_group_barrier(group);
         if (spoil) spoil(rank);
         moelink_eplb_comm *comm = nullptr;
-        outcome.status = rounds(group, rank, one, memory, &comm, outcome);
+        outcome.status = rounds(group, rank, one, memory, stream, &comm, outcome);
         if (outcome.status != MOELINK_OK) outcome.error = moelink_last_error();
         const bool moved = outcome.status == MOELINK_OK;
-        moelink::cuda().stream_synchronize(nullptr);
+        moelink::cuda().stream_synchronize(stream);
         for (int slot = 0; slot < slots; ++slot) {
             const int from = moved ? (rank + 1) % size() : rank;
             if (!holds(memory, slot, from * slots + slot)) outcome.wrong = "slot " + std::to_string(slot) + " holds something else";
         }
         moelink_group_barrier(group);
         moelink_eplb_comm_destroy(comm);
+        moelink::cuda().stream_destroy(stream);
         moelink_group_barrier(group);
         moelink_memory_destroy(symmetric);
         if (plain != 0) moelink::cuda().mem_free(plain);
     }
 
-    moelink_status rounds(moelink_group *group, int rank, const Case &one, unsigned char *memory, moelink_eplb_comm **comm, Outcome &outcome) {
+    moelink_status rounds(moelink_group *group, int rank, const Case &one, unsigned char *memory, CUstream stream, moelink_eplb_comm **comm,
+                          Outcome &outcome) {
         moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
         params.chunk_bytes = 4096;
         params.sm_budget = -1;  // there is no device to run kernels
@@ -256,6 +260,8 @@ private:
         // Ranks that cannot take part in a later step must not leave the others waiting: each step is agreed on.
         if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;
         status = moelink_eplb_comm_init(*comm, &params);
+        if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;
+        status = moelink_eplb_comm_set_stream(*comm, stream);
         if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;
         status = moelink_eplb_comm_register(*comm, 0, tensors, 2, slots);
         if (!all_well(group, status)) return status != MOELINK_OK ? status : MOELINK_NOT_READY;

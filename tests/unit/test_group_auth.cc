@@ -105,7 +105,7 @@ asio::ip::tcp::endpoint local(uint16_t port) { return {asio::ip::address_v4::loo
 // A rank of another version knocks: it learns our version, and is not counted as a stranger, for it knows the secret.
 void test_newer_connector(void **) {
     Pair pair;
-    Hub hub;
+    Hub hub(true);
     Address loopback = to_address(asio::ip::address_v4::loopback());
     hub.listen(&loopback);
     hub.start(pair.secret);
@@ -139,7 +139,7 @@ Dialed dial_to(const Secret &secret, Answer answer) {
         asio::write(socket, asio::buffer(&hello, sizeof hello), ignored);
         asio::read(socket, asio::buffer(&connector, 1), ignored);
     });
-    Hub hub;
+    Hub hub(true);
     Session session = random_session();
     std::promise<Dialed> promise;
     DialTarget target{"rank 0", {local(acceptor.local_endpoint().port())}, secret, purpose_tree, session, 1, 0};
@@ -177,7 +177,7 @@ void test_false_acceptors(void **) {
 // A hello that somebody has overheard opens nothing.
 void test_overheard_hello(void **) {
     Pair pair;
-    Hub hub;
+    Hub hub(true);
     Address loopback = to_address(asio::ip::address_v4::loopback());
     hub.listen(&loopback);
     hub.start(pair.secret);
