@@ -25,7 +25,7 @@ enum moelink_eplb_rearrange_flags {
 /** Whether a batch's transfers begin before the batch before it has ended, so that the link is in use while ranks agree and fill their
  *  slots. A batch is then half as large (MOELINK_EPLB_TRANSFER_F_OVERLAP). */
 enum moelink_eplb_overlap {
-    MOELINK_EPLB_OVERLAP_AUTO = 0,  /**< where K experts of the largest layer have 64 MiB or more, and it is possible */
+    MOELINK_EPLB_OVERLAP_AUTO = 0,  /**< where K experts of the largest layer have 32 MiB or more, and it is possible */
     MOELINK_EPLB_OVERLAP_NEVER = 1,
     MOELINK_EPLB_OVERLAP_ALWAYS = 2 /**< wherever it is possible: not with K = 1, nor ROUNDS, nor the NCCL kinds, whose ranks act together */
 };

@@ -74,7 +74,7 @@ void Comm::cleanup() {
     staging_bytes_ = 0;
     group_ = {};
     rounds_.reset();
-    overlapped_.reset();
+    overlapped_ = {};
     row_ = nullptr;
     poisoned_ = false;
 }
@@ -260,10 +260,13 @@ void Comm::execute() {
 }
 
 void Comm::prepare_overlap() {
-    if (!overlapped_) overlapped_ = std::make_unique<Stream>(device_);
+    for (std::unique_ptr<Stream> &stream : overlapped_) {
+        if (!stream) stream = std::make_unique<Stream>(device_);
+    }
 }
 
-void Comm::start(bool settled) { launch(overlapped_->get(), settled); }
+// By turns, so that the link has the next round's data to carry while a copy engine comes to the end of this one's.
+void Comm::start(bool settled) { launch(overlapped_[generation_ % 2]->get(), settled); }
 
 void Comm::launch(moelink_stream stream, bool settled) {
     const bool idle = sends_.empty() && receives_.empty();

@@ -6,6 +6,7 @@
 
 #include <moelink/eplb_comm.h>
 
+#include <array>
 #include <deque>
 #include <map>
 #include <memory>
@@ -129,7 +130,7 @@ private:
 
     uint64_t generation_ = 0;
     std::unique_ptr<Rounds> rounds_;
-    std::unique_ptr<Stream> overlapped_;  // of data that move while the caller's stream is used
+    std::array<std::unique_ptr<Stream>, 2> overlapped_;  // of data that move while the caller's stream is used
     std::deque<std::unique_ptr<Flight>> flights_;
     moelink_eplb_comm_stats stats_ = MOELINK_EPLB_COMM_STATS_INIT;
     std::vector<uint64_t> wait_ns_;

@@ -13,9 +13,9 @@ namespace moelink::eplb {
 
 namespace {
 
-// Halving a batch pays where its bytes take longer than its offers, agreement and local copies, which took as long as 64 MiB between
+// Halving a batch pays where its bytes take longer than its offers, agreement and local copies, which took as long as some 20 MiB between
 // two H100 (docs/measurements.md).
-constexpr uint64_t overlapped_bytes = 64 << 20;
+constexpr uint64_t overlapped_bytes = 32 << 20;
 
 constexpr uint32_t known_flags =
     MOELINK_EPLB_REARRANGE_F_SKIP_LOST | MOELINK_EPLB_REARRANGE_F_PROFILE | MOELINK_EPLB_REARRANGE_F_ROUNDS;

@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <numeric>
 
 namespace moelink::eplb {
 
@@ -59,6 +60,11 @@ public:
           all_received_(received_),
           holds_(received_),
           kept_(received_) {
+        for (int i = 0; i < topology_.rank_slots; ++i) {
+            for (int rank = 0; rank < topology_.ranks; ++rank) open_.push_back(rank * topology_.rank_slots + i);
+        }
+        rising_.resize(task.old_map.size());
+        std::iota(rising_.begin(), rising_.end(), 0);
         result_.final_map.assign(task.new_map.begin(), task.new_map.end());
         for (size_t slot = 0; slot < result_.final_map.size(); ++slot) {
             if (task.new_map[slot] < 0 || task.new_map[slot] == task.old_map[slot] || slots_.wanted(int(slot)) >= 0) continue;
@@ -81,9 +87,10 @@ private:
 
     void batch() {
         size_t before = result_.moves.size();
-        for (int i = 0; i < topology_.rank_slots; ++i) {
-            for (int rank = 0; rank < topology_.ranks; ++rank) ready_.push_back(rank * topology_.rank_slots + i);
+        for (std::vector<int> *slots : {&open_, &rising_}) {
+            std::erase_if(*slots, [&](int slot) { return !slots_.waits(slot) && staged_[size_t(slot)] < 0; });
         }
+        ready_.assign(open_.begin(), open_.end());
         fill_ready();
         relieve();
         open_rings();
@@ -98,7 +105,8 @@ private:
             int slot = ready_.front();
             ready_.pop_front();
             bool held = staged_[size_t(slot)] >= 0;
-            if ((!held && !slots_.waits(slot)) || !slots_.free(slot)) continue;
+            if (!held && (!slots_.waits(slot) || (!may_receive(topology_.rank_of(slot)) && !has_local(slot)))) continue;
+            if (!slots_.free(slot)) continue;
             if (held) {
                 commit(slot);
                 --holds_[size_t(topology_.rank_of(slot))];
@@ -121,6 +129,13 @@ private:
             slots_.arrive(slot);
             commit(slot);
         }
+    }
+
+    // Whether what the slot waits for is on its rank, or comes there in this batch.
+    bool has_local(int slot) const {
+        const int32_t expert = slots_.wanted(slot);
+        const int rank = topology_.rank_of(slot);
+        return slots_.local_copy(expert, rank) >= 0 || slots_.arriving_at(expert, rank) >= 0;
     }
 
     void copy(int from, int to) {
@@ -149,7 +164,7 @@ private:
     int source_of(int slot) const {
         int32_t expert = slots_.wanted(slot);
         int rank = topology_.rank_of(slot);
-        if (received_[size_t(rank)] + kept_[size_t(rank)] >= places_) return -1;
+        if (!may_receive(rank)) return -1;
         int hop = slots_.nearest(expert, rank);
         if (slots_.arriving_within(expert, rank, hop)) return -1;
         int best = -1;
@@ -158,6 +173,14 @@ private:
             if (topology_.hop(rank, from) == hop && sent_[size_t(from)] < places_ && (best < 0 || sent_less(copy, best))) best = copy;
         }
         return best;
+    }
+
+    bool may_receive(int rank) const { return received_[size_t(rank)] + kept_[size_t(rank)] < places_; }
+    bool may_receive() const {
+        for (int rank = 0; rank < topology_.ranks; ++rank) {
+            if (may_receive(rank)) return true;
+        }
+        return false;
     }
 
     // Of equals, what the last batch has filled would have this one wait for it.
@@ -247,15 +270,18 @@ private:
     std::vector<std::vector<int>> find_rings() const {
         std::vector<std::vector<int>> rings;
         std::vector<int> seen(staged_.size(), -1);  // the walk that came here
-        for (int first = 0; first < int(staged_.size()); ++first) {
-            std::vector<int> ring;
+        std::vector<int> ring;
+        // Where nobody can receive, rings within ranks are all that can turn.
+        const bool local_only = !may_receive();
+        for (int first : rising_) {
+            ring.clear();
             int slot = first;
-            while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0) {
+            while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || has_local(slot))) {
                 seen[size_t(slot)] = first;
                 ring.push_back(slot);
                 slot = slots_.only_source(slot);
             }
-            if (!ring.empty() && slot == first) rings.push_back(std::move(ring));
+            if (!ring.empty() && slot == first) rings.push_back(ring);
         }
         return rings;
     }
@@ -378,6 +404,8 @@ private:
     std::vector<int> all_sent_, all_received_;
     std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last
     int hold_count_ = 0;
+    std::vector<int> open_;              // slots that wait or are held, and some that did: the first slots of all ranks first
+    std::vector<int> rising_;            // the same in order
     std::deque<int> ready_;              // slots that may have become free
     std::vector<moelink_eplb_move> transfers_, local_;
     std::vector<Endpoints> ends_;
