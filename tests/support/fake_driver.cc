@@ -1,121 +1,22 @@
-#include "fake_driver.hpp"
-
-#include "driver/cuda.hpp"
+#include "fake_state.hpp"
 
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <functional>
-#include <mutex>
-#include <set>
 #include <type_traits>
-#include <vector>
 
 namespace fake {
 
-namespace {
-
-struct Pages {
-    int fd;
-    ino_t inode;
-    size_t size;
-    int references;
-};
-
-struct Mapped {
-    size_t size;
-    uint64_t pages;
-};
-
-// A stream of a device; the default stream is each device's own.
-using Lane = std::pair<int, CUstream>;
-
-// Waits for the first `copies` of what its stream had before it.
-struct Event {
-    Lane lane;
-    size_t copies;
-    bool asked;
-};
-
-struct Fill {
-    size_t size;
-    Lane lane;
-};
-
-struct Failure {
-    int rank;
-    std::string function;
-    int number;
-    CUresult result;
-};
-
-struct State {
-    std::mutex mutex;
-    Machine machine;
-    Outstanding count;
-    uint64_t next = 1000;
-    std::map<uint64_t, Pages> pages;
-    std::map<CUmemGenericAllocationHandle, uint64_t> handles;
-    std::map<CUdeviceptr, size_t> reservations;
-    std::map<CUdeviceptr, Mapped> mappings;
-    std::map<CUdeviceptr, size_t> allocations;
-    std::map<CUdeviceptr, int> opened;
-    std::map<void *, size_t> pinned;
-    std::map<Lane, std::deque<std::function<void()>>> pending;  // copies and fills that their stream has not come to
-    std::map<CUdeviceptr, Fill> fills;                          // of these, by where they begin
-    std::map<CUevent, Event> events;
-    std::map<int, int> contexts;
-    std::map<int, std::map<std::string, int>> calls;
-    std::vector<Failure> failures;
-};
-
 State *state = nullptr;
-moelink::CudaDriver table;
 thread_local int actor = 0;
 thread_local std::vector<CUcontext> stack;
 
-CUresult enter(const std::string &function) {
-    int number = ++state->calls[actor][function];
-    for (const Failure &failure : state->failures) {
-        if (failure.rank != actor || failure.function != function) continue;
-        if (failure.number == 0 || failure.number == number) return failure.result;
-    }
-    return CUDA_SUCCESS;
-}
+namespace {
 
-CUresult misuse(CUresult result) {
-    ++state->count.misuses;
-    return result;
-}
+moelink::CudaDriver table;
 
-#define ENTER(function)                                                     \
-    std::lock_guard lock(state->mutex);                                     \
-    if (CUresult refused = enter(function); refused != CUDA_SUCCESS) return refused
-
-std::string by_type(const char *function, unsigned long long type) {
-    return std::string(function) + (type == CU_MEM_HANDLE_TYPE_FABRIC ? ":fabric" : ":fd");
-}
-
-bool is_device(int device) { return device >= 0 && device < state->machine.devices; }
-bool has_context() { return !stack.empty(); }
-int device_of(CUcontext context) { return static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1; }
-
-Lane lane_of(CUstream stream) { return {has_context() ? device_of(stack.back()) : -1, stream}; }
-
-void advance(Lane lane, size_t copies) {
-    std::deque<std::function<void()>> &pending = state->pending[lane];
-    for (size_t i = 0; i < copies && !pending.empty(); ++i) {
-        pending.front()();
-        pending.pop_front();
-        for (auto &[event, waiting] : state->events) {
-            if (waiting.lane == lane && waiting.copies > 0) --waiting.copies;
-        }
-    }
-}
 // ---- devices and contexts
 
 CUresult init(unsigned) { return CUDA_SUCCESS; }
@@ -471,125 +372,6 @@ CUresult mem_address_range(CUdeviceptr *base, size_t *size, CUdeviceptr at) {
     return CUDA_SUCCESS;
 }
 
-// ---- streams; copies and fills are done when their stream is waited for, or an event behind them is asked for twice
-
-// A fill on another stream may come before what uses the memory, or after it.
-bool races(CUdeviceptr at, size_t size, CUstream stream) {
-    return std::any_of(state->fills.begin(), state->fills.end(), [&](const auto &entry) {
-        const auto &[begin, fill] = entry;
-        return begin < at + size && at < begin + fill.size && fill.lane != lane_of(stream);
-    });
-}
-CUresult fill_async(CUdeviceptr at, unsigned char value, size_t size, CUstream stream) {
-    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
-    state->fills[at] = Fill{size, lane_of(stream)};
-    state->pending[lane_of(stream)].push_back([=] {
-        std::memset(reinterpret_cast<void *>(at), value, size);
-        state->fills.erase(at);
-    });
-    return CUDA_SUCCESS;
-}
-CUresult copy_async(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
-    ENTER("copy_async");
-    if (races(to, size, stream) || races(from, size, stream)) misuse(CUDA_SUCCESS);
-    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
-    state->pending[lane_of(stream)].push_back([=] { std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<const void *>(from), size); });
-    return CUDA_SUCCESS;
-}
-CUresult copy_2d_async(const CUDA_MEMCPY2D *given, CUstream stream) {
-    ENTER("copy_2d_async");
-    const CUDA_MEMCPY2D copy = *given;
-    const bool unified = copy.srcMemoryType == CU_MEMORYTYPE_UNIFIED && copy.dstMemoryType == CU_MEMORYTYPE_UNIFIED;
-    if (!has_context() || !unified || copy.srcPitch < copy.WidthInBytes || copy.dstPitch < copy.WidthInBytes) {
-        return misuse(CUDA_ERROR_INVALID_VALUE);
-    }
-    state->pending[lane_of(stream)].push_back([=] {
-        for (size_t row = 0; row < copy.Height; ++row) {
-            std::memcpy(reinterpret_cast<void *>(copy.dstDevice + row * copy.dstPitch),
-                        reinterpret_cast<const void *>(copy.srcDevice + row * copy.srcPitch), copy.WidthInBytes);
-        }
-    });
-    return CUDA_SUCCESS;
-}
-CUresult event_create(CUevent *event, unsigned) {
-    ENTER("event_create");
-    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
-    *event = reinterpret_cast<CUevent>(++state->next);
-    state->events[*event] = Event{{}, 0, true};
-    ++state->count.events;
-    return CUDA_SUCCESS;
-}
-CUresult event_destroy(CUevent event) {
-    ENTER("event_destroy");
-    if (state->events.erase(event) == 0) return misuse(CUDA_ERROR_INVALID_HANDLE);
-    --state->count.events;
-    return CUDA_SUCCESS;
-}
-CUresult event_record(CUevent event, CUstream stream) {
-    ENTER("event_record");
-    if (state->events.count(event) == 0) return misuse(CUDA_ERROR_INVALID_HANDLE);
-    state->events[event] = Event{lane_of(stream), state->pending[lane_of(stream)].size(), false};
-    return CUDA_SUCCESS;
-}
-CUresult event_query(CUevent event) {
-    ENTER("event_query");
-    auto found = state->events.find(event);
-    if (found == state->events.end()) return misuse(CUDA_ERROR_INVALID_HANDLE);
-    if (!std::exchange(found->second.asked, true)) return CUDA_ERROR_NOT_READY;
-    advance(found->second.lane, found->second.copies);
-    return CUDA_SUCCESS;
-}
-CUresult stream_wait_event(CUstream stream, CUevent event, unsigned) {
-    ENTER("stream_wait_event");
-    auto found = state->events.find(event);
-    if (found == state->events.end()) return misuse(CUDA_ERROR_INVALID_HANDLE);
-    auto point = reinterpret_cast<CUevent>(++state->next);  // the caller may destroy its own before the stream has come here
-    state->events[point] = found->second;
-    state->pending[lane_of(stream)].push_back([point] {
-        const Event awaited = state->events.at(point);
-        state->events.erase(point);
-        advance(awaited.lane, awaited.copies);
-    });
-    return CUDA_SUCCESS;
-}
-CUresult copy_to_device(CUdeviceptr to, const void *from, size_t size) {
-    ENTER("copy_to_device");
-    std::memcpy(reinterpret_cast<void *>(to), from, size);
-    return CUDA_SUCCESS;
-}
-CUresult memset_d8(CUdeviceptr at, unsigned char value, size_t size) {
-    ENTER("memset_d8");
-    return fill_async(at, value, size, nullptr);
-}
-
-CUresult stream_create(CUstream *stream, unsigned) {
-    ENTER("stream_create");
-    if (!has_context()) return misuse(CUDA_ERROR_INVALID_CONTEXT);
-    *stream = reinterpret_cast<CUstream>(++state->next);
-    ++state->count.streams;
-    return CUDA_SUCCESS;
-}
-CUresult stream_destroy(CUstream stream) {
-    ENTER("stream_destroy");
-    advance(lane_of(stream), state->pending[lane_of(stream)].size());
-    --state->count.streams;
-    return CUDA_SUCCESS;
-}
-CUresult stream_synchronize(CUstream stream) {
-    ENTER("stream_synchronize");
-    advance(lane_of(stream), state->pending[lane_of(stream)].size());
-    return CUDA_SUCCESS;
-}
-CUresult memset_d8_async(CUdeviceptr at, unsigned char value, size_t size, CUstream stream) {
-    ENTER("memset_d8_async");
-    return fill_async(at, value, size, stream);
-}
-CUresult copy_to_host_async(void *to, CUdeviceptr from, size_t size, CUstream) {
-    ENTER("copy_to_host_async");
-    std::memcpy(to, reinterpret_cast<const void *>(from), size);
-    return CUDA_SUCCESS;
-}
-
 // What the library does not call in these tests.
 template <class F>
 struct Missing;
@@ -638,25 +420,12 @@ void fill_table() {
     HAVE(ipc_handle);
     HAVE(ipc_open);
     HAVE(ipc_close);
-    HAVE(stream_create);
-    HAVE(stream_destroy);
-    HAVE(stream_synchronize);
-    HAVE(memset_d8_async);
-    HAVE(copy_to_host_async);
     HAVE(host_alloc);
     HAVE(host_free);
     HAVE(host_device_pointer);
     HAVE(mem_address_range);
-    HAVE(copy_async);
-    HAVE(copy_2d_async);
-    HAVE(event_create);
-    HAVE(event_destroy);
-    HAVE(event_record);
-    HAVE(event_query);
-    HAVE(stream_wait_event);
-    HAVE(copy_to_device);
-    HAVE(memset_d8);
 #undef HAVE
+    add_streams(table);
     table.file = "a fake";
 }
 

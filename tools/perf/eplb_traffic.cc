@@ -60,6 +60,7 @@ moelink_eplb_shape shape_of(const EplbOptions &options) {
     shape.experts = options.experts;
     shape.slots = options.slots;
     shape.ranks = options.ranks;
+    shape.threads = 0;  // one a core
     return shape;
 }
 
