@@ -1,5 +1,6 @@
 // FIFOs between GPUs: rings of tiles in the receiver's memory (packets.cuh), and credits in the sender's. One warp writes a FIFO and one
-// takes from it. docs/two_sided.md says why nobody waits in vain.
+// takes from it. docs/two_sided.md says why nobody waits in vain. Loops over ranks and tasks are not unrolled: instructions are fetched
+// anew at every launch.
 #pragma once
 
 #include "common/packets.cuh"
