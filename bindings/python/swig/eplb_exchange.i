@@ -14,6 +14,12 @@ MOELINK_NUMBER_OUT(int32_t, out_kind, PyLong_FromLong)
 %typemap(argout) const moelink_eplb_move **out_moves { $result = append_output($result, PyLong_FromVoidPtr((void *)*$1)); }
 %typemap(freearg) const moelink_eplb_move **out_moves ""
 
+// A function's address, such as ctypes.cast(function, ctypes.c_void_p).value; whoever sets it keeps the function.
+%typemap(in) void (*committed)(void *, int32_t, int32_t, const int32_t *, const int32_t *) {
+    $1 = ($1_ltype)($input == Py_None ? NULL : PyLong_AsVoidPtr($input));
+    if (PyErr_Occurred()) SWIG_fail;
+}
+
 MOELINK_PARAMETERS(moelink_eplb_comm_params)
 MOELINK_PARAMETERS(moelink_eplb_comm_info)
 MOELINK_PARAMETERS(moelink_eplb_comm_stats)
