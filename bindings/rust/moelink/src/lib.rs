@@ -5,10 +5,12 @@
 
 pub use moelink_sys as sys;
 
+mod communicator;
 mod error;
 mod group;
 mod manager;
 
+pub use communicator::Communicator;
 pub use error::{Error, Result};
 pub use group::Group;
 pub use manager::{Manager, Stream};
@@ -49,4 +51,9 @@ init_functions! {
     dispatch_args => moelink_dispatch_args_init, moelink_dispatch_args;
     dispatched => moelink_dispatched_init, moelink_dispatched;
     combine_args => moelink_combine_args_init, moelink_combine_args;
+    eplb_shape => moelink_eplb_shape_init, moelink_eplb_shape;
+    eplb_comm_params => moelink_eplb_comm_params_init, moelink_eplb_comm_params;
+    eplb_comm_info => moelink_eplb_comm_info_init, moelink_eplb_comm_info;
+    eplb_rearrange_params => moelink_eplb_rearrange_params_init, moelink_eplb_rearrange_params;
+    eplb_rearrange_result => moelink_eplb_rearrange_result_init, moelink_eplb_rearrange_result;
 }
