@@ -295,6 +295,7 @@ void Comm::finish() {
                 if (!flight->destinations[i].empty()) copies.push_back({flight->destinations[i], round.receives[i].rows});
             }
             copier_->copy(copies, stream_);
+            // What overlapped rounds have received is known to have landed.
             if (round.stream == stream_ || !copies.empty()) device_.synchronize(stream_);
         });
     } catch (const Error &error) {
@@ -376,7 +377,7 @@ moelink_eplb_comm_info Comm::describe(std::string *reasons) const {
     info.staging_bytes = static_cast<uint64_t>(params_.staging_experts) * staging_bytes_;
     info.host_bytes = backend_->host_bytes();
     info.sm_budget = copier_->budget().sm_budget;
-    info.sms = std::max(copier_->budget().from_peers, copier_->budget().inside);
+    info.sms = copier_->budget().most();
     *reasons = reason_;
     backend_->describe(info, *reasons);
     return info;

@@ -133,7 +133,7 @@ moelink_eplb_comm_info query_comm(const Group &group, int32_t kind, const moelin
     info.host_bytes = row->host_bytes(group.device(), params);
     const SmBudget budget = read_sm_budget(params, info.kind, Device(group));
     info.sm_budget = budget.sm_budget;
-    info.sms = std::max(budget.from_peers, budget.inside);
+    info.sms = budget.most();
     return info;
 }
 

@@ -320,7 +320,7 @@ void Rearrangement::make_local(const Layer &layer, std::span<const moelink_eplb_
             return at_one_place(next.from, copy.to) || at_one_place(next.to, copy.from) || at_one_place(next.to, copy.to);
         });
         if (waits) flush();
-        if (move.kind != MOELINK_EPLB_MOVE_SAVE) filling_.push_back(next.to[0].data);
+        if (overlap_ && move.kind != MOELINK_EPLB_MOVE_SAVE) filling_.push_back(next.to[0].data);
         copies.push_back(std::move(next));
     }
     flush();

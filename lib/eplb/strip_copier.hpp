@@ -3,6 +3,7 @@
 
 #include "eplb/strips.hpp"
 
+#include <algorithm>
 #include <span>
 #include <string>
 
@@ -13,6 +14,8 @@ struct SmBudget {
     int32_t sm_budget = -1;  // as in moelink_eplb_comm_params, where that is used; else -1
     int32_t from_peers = 0;  // multiprocessors that read peers' rows when any do; 0 with -1
     int32_t inside = 0;      // that copy rows from one place of the device to another; 0 with -1
+    // At once.
+    int32_t most() const { return std::max(from_peers, inside); }
 };
 
 struct ExpertCopy {

@@ -18,7 +18,6 @@
 
 #include <algorithm>
 #include <deque>
-#include <numeric>
 
 namespace moelink::eplb {
 
@@ -63,8 +62,6 @@ public:
         for (int i = 0; i < topology_.rank_slots; ++i) {
             for (int rank = 0; rank < topology_.ranks; ++rank) open_.push_back(rank * topology_.rank_slots + i);
         }
-        rising_.resize(task.old_map.size());
-        std::iota(rising_.begin(), rising_.end(), 0);
         result_.final_map.assign(task.new_map.begin(), task.new_map.end());
         for (size_t slot = 0; slot < result_.final_map.size(); ++slot) {
             if (task.new_map[slot] < 0 || task.new_map[slot] == task.old_map[slot] || slots_.wanted(int(slot)) >= 0) continue;
@@ -87,9 +84,7 @@ private:
 
     void batch() {
         size_t before = result_.moves.size();
-        for (std::vector<int> *slots : {&open_, &rising_}) {
-            std::erase_if(*slots, [&](int slot) { return !slots_.waits(slot) && staged_[size_t(slot)] < 0; });
-        }
+        std::erase_if(open_, [&](int slot) { return !slots_.waits(slot) && staged_[size_t(slot)] < 0; });
         ready_.assign(open_.begin(), open_.end());
         fill_ready();
         relieve();
@@ -273,7 +268,7 @@ private:
         std::vector<int> ring;
         // Where nobody can receive, rings within ranks are all that can turn.
         const bool local_only = !may_receive();
-        for (int first : rising_) {
+        for (int first = 0; first < int(staged_.size()); ++first) {
             ring.clear();
             int slot = first;
             while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || has_local(slot))) {
@@ -405,7 +400,6 @@ private:
     std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last
     int hold_count_ = 0;
     std::vector<int> open_;              // slots that wait or are held, and some that did: the first slots of all ranks first
-    std::vector<int> rising_;            // the same in order
     std::deque<int> ready_;              // slots that may have become free
     std::vector<moelink_eplb_move> transfers_, local_;
     std::vector<Endpoints> ends_;
