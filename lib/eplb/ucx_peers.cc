@@ -240,6 +240,8 @@ void UcxPeers::wire(const Deadline &deadline) {
     }
     Progress progress(worker_.get());
     group_.allgather(1, deadline, &progress);
+    // A rank that has not yet left this exchange would serve the reads that are to prove that nobody does.
+    group_.barrier(deadline);
 }
 
 // By the bits of rank numbers: of two ranks that differ in a bit, one reads while the other sleeps in the group's exchange, then

@@ -1,6 +1,7 @@
 /* UCX for tests, between processes of one host: reads come by process_vm_readv, some calls of progress after they were begun. A rank's
  * MOELINK_FAKE_UCX, which it may change at any time, says what is to go wrong:
  *   cpu     reads come only when the peer makes progress
+ *   slow    the same, and progress takes up to 8 ms
  *   wrong   every read brings one wrong byte
  *   stuck   reads never end
  *   lost    reads fail
@@ -124,7 +125,7 @@ static void advance(struct request *request) {
         return;
     }
     uint64_t progressed = request->began + 1;
-    if (is_told("cpu") && !peek(request->peer.process, &progressed, request->peer.progressed, sizeof(progressed))) progressed = 0;
+    if ((is_told("cpu") || is_told("slow")) && !peek(request->peer.process, &progressed, request->peer.progressed, sizeof(progressed))) progressed = 0;
     if (progressed == request->began) return;
     request->status = peek(request->peer.process, request->to, request->from, request->bytes) ? UCS_OK : UCS_ERR_IO_ERROR;
     if (is_told("wrong")) ((unsigned char *)request->to)[request->bytes / 2] ^= 1;
@@ -133,6 +134,7 @@ static void advance(struct request *request) {
 
 EXPORT unsigned ucp_worker_progress(ucp_worker_h handle) {
     struct worker *worker = (struct worker *)handle;
+    if (is_told("slow")) usleep((useconds_t)(((uint64_t)getpid() + worker->progressed) * 7 % 5 * 2000));
     ++worker->progressed;
     for (struct request **at = &worker->requests; *at != NULL;) {
         struct request *request = *at;
