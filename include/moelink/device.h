@@ -40,8 +40,8 @@ MOELINK_API moelink_status moelink_device_describe(int32_t ordinal, moelink_devi
  *  Errors: INVALID_ARGUMENT, NO_DRIVER. */
 MOELINK_API moelink_status moelink_device_peer(int32_t ordinal, int32_t peer, int32_t *out);
 
-/** One line about a library that is looked up at run time: "cuda" (the driver), "nvml", "nccl" or "ucx": its version and file, or
- *  why it is not there. Writes at most bytes into text, NUL-terminated. Local. Threads: any.
+/** One line about a library that is looked up at run time: "cuda" (the driver), "nvml", "nccl", "ucx" or "nixl": its version (NIXL tells
+ *  none) and file, or why it is not there. Writes at most bytes into text, NUL-terminated. Local. Threads: any.
  *  Returns OK when the library is usable, NO_DRIVER when it is not (text is filled in both cases).
  *  Errors: INVALID_ARGUMENT for another name, TOO_SMALL when the line does not fit. */
 MOELINK_API moelink_status moelink_device_library(const char *name, char *text, uint64_t bytes);

@@ -29,7 +29,7 @@ enum moelink_eplb_comm_kind {
     MOELINK_EPLB_COMM_STAGED = 3,   /**< through host memory and the group's own connections; needs nothing else */
     MOELINK_EPLB_COMM_READ = 4      /**< the receiver reads the peer's live rows, which no CPU of the peer has to serve: rows in a
                                          moelink_memory, in another thread of the process, or (CUDA) in memory that CUDA IPC
-                                         exports; of other hosts what UCX reads there without the peer's CPU, which init proves.
+                                         exports; of other hosts what UCX or NIXL reads there while the peer sleeps, which init proves.
                                          Other rows are staged, and described with the reason */
 };
 enum moelink_eplb_comm_kind_count {
@@ -52,8 +52,8 @@ enum moelink_eplb_comm_flags {
     MOELINK_EPLB_COMM_F_CHECKSUM = 2,
     /** Rounds run while the model runs: AUTO never takes the caller's NCCL communicator, on which the two would deadlock. */
     MOELINK_EPLB_COMM_F_ASYNC = 4,
-    /** Ranks are taken for ranks of different hosts, whose memory is not mapped: UCX reads READ's rows and STAGED's rings, or chunks
-     *  are sent. */
+    /** Ranks are taken for ranks of different hosts, whose memory is not mapped: UCX or NIXL reads READ's rows and STAGED's rings, or
+     *  chunks are sent. */
     MOELINK_EPLB_COMM_F_NO_MAP = 8
 };
 
@@ -86,7 +86,7 @@ typedef struct moelink_eplb_comm_params {
                                   for all rows that kernels can read; kernels that wait for peers hold their multiprocessors, so
                                   beside a running model N must be left free. Refused above 0 on the host device and by other
                                   kinds. Ranks may differ */
-    uint64_t chunk_bytes;    /**< [bytes] of the pieces that STAGED sends and UCX reads, 4096 .. 2^30; 0 = 1 MiB; the same on
+    uint64_t chunk_bytes;    /**< [bytes] of the pieces that STAGED sends and UCX or NIXL reads, 4096 .. 2^30; 0 = 1 MiB; the same on
                                   every rank */
     uint64_t timeout_ns;     /**< [ns] deadline of each collective call; 0 = the group's */
     void *nccl_comm;         /**< NCCL: the caller's ncclComm_t over the group's ranks in the group's order; it stays the caller's,

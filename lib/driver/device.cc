@@ -5,6 +5,7 @@
 #include "base/params.hpp"
 #include "driver/cuda.hpp"
 #include "driver/nccl.hpp"
+#include "driver/nixl.hpp"
 #include "driver/nvml.hpp"
 #include "driver/ucx.hpp"
 
@@ -123,7 +124,8 @@ std::string describe_library(const std::string &name) {
     if (name == "nvml") return describe_nvml();
     if (name == "nccl") return describe_nccl();
     if (name == "ucx") return fmt::format("UCX {} ({})", ucx_version(), ucx_file());
-    fail(MOELINK_ERR_INVALID_ARGUMENT, "\"{}\" is none of \"cuda\", \"nvml\", \"nccl\" and \"ucx\"", name);
+    if (name == "nixl") return fmt::format("NIXL ({})", nixl().file);
+    fail(MOELINK_ERR_INVALID_ARGUMENT, "\"{}\" is none of \"cuda\", \"nvml\", \"nccl\", \"ucx\" and \"nixl\"", name);
 }
 
 }  // namespace

@@ -1,35 +1,15 @@
 #include "driver/ucx.hpp"
 
+#include "driver/kept_signals.hpp"
 #include "driver/library.hpp"
 
-#include <csignal>
 #include <cstdlib>
-#include <map>
 
 namespace moelink {
 
 #if MOELINK_UCX
 
 namespace {
-
-// Some releases of UCX take over the signals of crashes, and one more, when they are loaded; the process had its own handlers.
-class KeptSignals {
-public:
-    KeptSignals() {
-        for (int number = 1; number < 32; ++number) {
-            struct sigaction action = {};
-            if (sigaction(number, nullptr, &action) == 0) kept_.emplace(number, action);
-        }
-    }
-    ~KeptSignals() {
-        for (const auto &[number, action] : kept_) sigaction(number, &action, nullptr);
-    }
-    KeptSignals(const KeptSignals &) = delete;
-    KeptSignals &operator=(const KeptSignals &) = delete;
-
-private:
-    std::map<int, struct sigaction> kept_;
-};
 
 // A path that the user names is the only one tried, as with NCCL.
 Library open_library() {

@@ -131,7 +131,10 @@ void Comm::add_layer(int32_t number, const moelink_eplb_tensor *tensors, int32_t
     }
     backend_->keep_layer(*layer);
     layers_[number] = std::move(layer);
-    if (staging_bytes != staging_bytes_ && params_.staging_experts != 0) staging_ = std::move(staging);
+    if (staging_bytes != staging_bytes_ && params_.staging_experts != 0) {
+        backend_->land_in(staging.as(), static_cast<uint64_t>(params_.staging_experts) * staging_bytes);
+        staging_ = std::move(staging);
+    }
     staging_bytes_ = staging_bytes;
 }
 

@@ -90,6 +90,8 @@ public:
     virtual void add_layer(const Layer &, const Deadline &) {}
     // Local, after add_layer has succeeded on all ranks.
     virtual void keep_layer(const Layer &) noexcept {}
+    // Local. Most receives land here from now on, and no longer where they did; what a back end cannot do then is no failure.
+    virtual void land_in(void *, uint64_t) noexcept {}
 
     // Local. The rows of this rank's sends are stable from here until the flight's end. Throws as a flight does.
     virtual std::unique_ptr<CommFlight> begin(Round &round) = 0;

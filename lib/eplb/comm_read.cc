@@ -1,9 +1,9 @@
-// Read: the receiver copies from the peer's live rows, which are mapped here or which UCX reads; no CPU of the peer takes part.
+// Read: the receiver copies from the peer's live rows, which are mapped here or which a network reads; no CPU of the peer takes part.
 // Others are pulled through host memory.
+#include "eplb/network_reads.hpp"
+#include "eplb/networks.hpp"
 #include "eplb/pull.hpp"
 #include "eplb/reach.hpp"
-#include "eplb/ucx_peers.hpp"
-#include "eplb/ucx_reads.hpp"
 
 namespace moelink::eplb {
 
@@ -12,15 +12,15 @@ namespace {
 // Where a layer's rows are, by rank.
 struct Looked {
     std::vector<Reached> reached;
-    UcxLayer ucx;
+    NetworkLayer network;
 };
 
-// layer: where the round's rows are; NULL for a round without transfers on this rank. ucx: NULL where nobody is read over it.
+// layer: where the round's rows are; NULL for a round without transfers on this rank. network: NULL where nobody is read over one.
 class ReadFlight final : public CommFlight {
 public:
-    ReadFlight(PullRoom &room, StripCopier &copier, UcxWorker *ucx, const Looked *looked, Round &round)
+    ReadFlight(PullRoom &room, StripCopier &copier, Network *network, const Looked *looked, Round &round)
         : device_(room.device), copier_(copier), looked_(looked), round_(round), pull_(room, round) {
-        if (ucx != nullptr) ucx_reads_ = std::make_unique<UcxReads>(*ucx, room.chunk_bytes);
+        if (network != nullptr) network_reads_ = std::make_unique<NetworkReads>(*network, room.chunk_bytes);
     }
 
     void ready(int peer) override {
@@ -33,8 +33,8 @@ public:
             if (receive.slot >= 0 && !looked_->reached[from].slot0.empty()) {
                 receive.link = MOELINK_EPLB_LINK_PEER;
                 reads_.push_back(&receive);
-            } else if (receive.slot >= 0 && !looked_->ucx.ranks[from].keys.empty()) {
-                ucx_reads_->fetch(receive, looked_->ucx.ranks[from]);
+            } else if (receive.slot >= 0 && !looked_->network.ranks[from].keys.empty()) {
+                network_reads_->fetch(receive, looked_->network.ranks[from]);
             } else {
                 pull_.fetch(receive);
             }
@@ -45,7 +45,7 @@ public:
 
     Busy poll() override {
         Busy busy = pull_.poll();
-        if (ucx_reads_) busy = std::max(busy, ucx_reads_->poll());
+        if (network_reads_) busy = std::max(busy, network_reads_->poll());
         if (!reads_.empty()) start_copies();
         while (!copies_.empty() && copies_.front().mark.passed()) {
             for (Transfer *receive : copies_.front().receives) receive->landed = true;
@@ -57,7 +57,7 @@ public:
 
     void give_up() noexcept override {
         reads_.clear();
-        if (ucx_reads_) ucx_reads_->give_up();
+        if (network_reads_) network_reads_->give_up();
         pull_.give_up();
     }
 
@@ -67,7 +67,7 @@ public:
         copies_.clear();
         if (copying) device_.synchronize(round_.stream);
         pull_.end();
-        if (ucx_reads_) ucx_reads_->end();
+        if (network_reads_) network_reads_->end();
     }
 
 private:
@@ -98,7 +98,7 @@ private:
     const Looked *looked_;
     Round &round_;
     Pull pull_;
-    std::unique_ptr<UcxReads> ucx_reads_;
+    std::unique_ptr<NetworkReads> network_reads_;
     std::deque<Transfer *> reads_;
     std::deque<Copies> copies_;  // in stream order
     bool starting_ = false;      // so it stays where that fails half-way
@@ -107,27 +107,31 @@ private:
 class Read final : public CommBackend {
 public:
     explicit Read(const CommBackendParams &params)
-        : copier_(params.copier), reach_(params), room_(params, PullRoom::Way::connections), ucx_(params) {}
+        : copier_(params.copier), reach_(params), room_(params, PullRoom::Way::connections), networks_(params) {}
 
     // Collective.
     void meet(const Deadline &deadline) {
-        if (ucx_.needed()) ucx_.meet(deadline);
+        if (networks_.needed()) networks_.meet(deadline);
     }
 
     void add_layer(const Layer &layer, const Deadline &deadline) override {
         looked_.reached = reach_.look(layer, deadline);
-        looked_.ucx = {};
-        looked_.ucx.ranks.resize(looked_.reached.size());
-        if (!ucx_.needed()) return;
+        looked_.network = {};
+        looked_.network.ranks.resize(looked_.reached.size());
+        if (!networks_.needed()) return;
         std::vector<uint8_t> wanted;
         for (const Reached &reached : looked_.reached) wanted.push_back(reached.why.empty() ? 0 : 1);
-        looked_.ucx = ucx_.look(layer, std::move(wanted), deadline);
+        looked_.network = networks_.look(layer, std::move(wanted), deadline);
     }
     void keep_layer(const Layer &layer) noexcept override { layers_[layer.number] = std::move(looked_); }
+    void land_in(void *staging, uint64_t bytes) noexcept override {
+        landing_.reset();
+        if (networks_.network() != nullptr) landing_ = networks_.network()->land(staging, bytes);
+    }
 
     std::unique_ptr<CommFlight> begin(Round &round) override {
         const Looked *looked = round.layer == nullptr ? nullptr : &layers_.at(round.layer->number);
-        return std::make_unique<ReadFlight>(room_, copier_, ucx_.worker(), looked, round);
+        return std::make_unique<ReadFlight>(room_, copier_, networks_.network(), looked, round);
     }
 
     uint64_t host_bytes() const override { return room_.host_bytes(); }
@@ -137,18 +141,18 @@ public:
         if (group.on_cuda()) reasons += copier_.describe() + "\n";
         for (int rank = 0; rank < group.size(); ++rank) {
             if (rank == group.rank() || layers_.empty()) continue;
-            const std::string joined = ucx_.describe(rank);
+            const std::string joined = networks_.describe(rank);
             std::string why;
-            bool over_ucx = false;
+            bool over_network = false;
             bool by_kernels = true;
             for (const auto &[number, layer] : layers_) {
                 const Reached &reached = layer.reached[static_cast<size_t>(rank)];
                 by_kernels = by_kernels && reached.by_kernels;
                 if (reached.why.empty()) continue;
-                if (ucx_.reads(rank) && layer.ucx.ranks[static_cast<size_t>(rank)].why.empty()) {
-                    over_ucx = true;
+                if (networks_.reads(rank) && layer.network.ranks[static_cast<size_t>(rank)].why.empty()) {
+                    over_network = true;
                 } else if (why.empty()) {
-                    const std::string &refused = ucx_.reads(rank) ? "UCX: " + layer.ucx.ranks[static_cast<size_t>(rank)].why : joined;
+                    const std::string &refused = networks_.reads(rank) ? networks_.refusal(layer.network.ranks[static_cast<size_t>(rank)].why) : joined;
                     why = refused.empty() ? reached.why : reached.why + "; " + refused;
                 }
             }
@@ -157,7 +161,7 @@ public:
             if (why.empty() && !by_kernels && copier_.budget().from_peers != 0) {
                 reasons += fmt::format("rank {} is read by the copy engines alone: some of its rows are not memory of cudaMalloc\n", rank);
             }
-            if (over_ucx) reasons += fmt::format("rank {} is read over {}\n", rank, joined);
+            if (over_network) reasons += fmt::format("rank {} is read over {}\n", rank, joined);
         }
     }
 
@@ -165,7 +169,8 @@ private:
     StripCopier &copier_;
     Reach reach_;
     PullRoom room_;
-    UcxPeers ucx_;
+    Networks networks_;
+    std::unique_ptr<NetworkMemory> landing_;
     Looked looked_;
     std::map<int32_t, Looked> layers_;  // by number
 };
@@ -175,7 +180,7 @@ private:
 const CommKind comm_read_kind = {MOELINK_EPLB_COMM_READ,
                                  "read",
                                  "nixl",
-                                 "the receiver reads the peer's live rows where they are mapped here or UCX reads them, and stages the others",
+                                 "the receiver reads the peer's live rows where they are mapped here or a network reads them, and stages the others",
                                  false,
                                  false,
                                  &device_available,

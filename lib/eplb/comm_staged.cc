@@ -1,4 +1,4 @@
-// Staged: every expert goes through host memory; between hosts over UCX where that reads it there.
+// Staged: every expert goes through host memory; between hosts over a network where that reads it there.
 #include "eplb/pull.hpp"
 
 namespace moelink::eplb {
@@ -26,7 +26,7 @@ private:
 
 class Staged final : public CommBackend {
 public:
-    explicit Staged(const CommBackendParams &params) : room_(params, PullRoom::Way::ucx_too) {}
+    explicit Staged(const CommBackendParams &params) : room_(params, PullRoom::Way::network_too) {}
 
     // Collective.
     void meet(const Deadline &deadline) { room_.meet(deadline); }
@@ -36,7 +36,7 @@ public:
     void describe(moelink_eplb_comm_info &info, std::string &reasons) const override {
         info.staged_peers = room_.group.size() - 1;
         for (int rank = 0; rank < room_.group.size(); ++rank) {
-            const std::string joined = rank == room_.group.rank() ? "" : room_.ucx->describe(rank);
+            const std::string joined = rank == room_.group.rank() ? "" : room_.network->describe(rank);
             if (joined.empty()) continue;
             reasons += room_.reads(rank) ? fmt::format("rank {} is staged over {}\n", rank, joined)
                                          : fmt::format("rank {} is staged over the group's connections: {}\n", rank, joined);

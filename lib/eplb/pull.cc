@@ -1,7 +1,7 @@
 #include "eplb/pull.hpp"
 
 #include "eplb/comm_round.hpp"
-#include "eplb/ucx_reads.hpp"
+#include "eplb/network_reads.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -55,11 +55,11 @@ Payload ChunkRing::lend(int slot, uint64_t bytes) {
 
 PullRoom::PullRoom(const CommBackendParams &params, Way way)
     : group(params.group), device(params.device), places(params.places), chunk_bytes(params.params.chunk_bytes),
-      ring(std::make_shared<ChunkRing>(device, chunk_bytes)), ucx(way == Way::ucx_too ? std::make_unique<UcxRing>(params) : nullptr),
-      landing(device.on_cuda() || (ucx && ucx->needed()) ? std::make_shared<ChunkRing>(device, chunk_bytes) : nullptr) {}
+      ring(std::make_shared<ChunkRing>(device, chunk_bytes)), network(way == Way::network_too ? std::make_unique<NetworkRing>(params) : nullptr),
+      landing(device.on_cuda() || (network && network->needed()) ? std::make_shared<ChunkRing>(device, chunk_bytes) : nullptr) {}
 
 void PullRoom::meet(const Deadline &deadline) {
-    if (ucx->needed()) ucx->meet(ring->at(0), ChunkRing::bytes(chunk_bytes), deadline);
+    if (network->needed()) network->meet(ring->at(0), landing->at(0), ChunkRing::bytes(chunk_bytes), deadline);
 }
 
 uint64_t PullRoom::host_bytes() const { return ChunkRing::bytes(chunk_bytes) * (landing ? 2 : 1); }
@@ -184,7 +184,7 @@ void Pull::read(int from, const MessageHead &head, const Payload &payload) {
     const uint64_t offset = room_.ring->offset(peer_slot) + sizeof head;  // rings are alike
     fetch.receive->link = MOELINK_EPLB_LINK_NETWORK;
     try {
-        reads_.push_back(Read{slot, peer_slot, room_.ucx->get(from, offset, room_.landing->at(slot) + sizeof head, head.bytes),
+        reads_.push_back(Read{slot, peer_slot, room_.network->get(from, offset, room_.landing->at(slot) + sizeof head, head.bytes),
                               Request{from, head}, &fetch});
     } catch (const Error &error) {
         room_.landing->give_back(slot);
@@ -194,11 +194,11 @@ void Pull::read(int from, const MessageHead &head, const Payload &payload) {
 
 void Pull::advance_reads() {
     if (reads_.empty()) return;
-    room_.ucx->worker().progress();
+    room_.network->network().progress();
     for (size_t i = 0; i < reads_.size();) {
         Read &one = reads_[i];
         try {
-            if (!one.get.passed()) {
+            if (!one.get->passed()) {
                 ++i;
                 continue;
             }
@@ -279,14 +279,14 @@ void Pull::end() {
     sends_.clear();
     asking_.clear();
     in_flight_ = 0;
-    std::vector<UcxGet> gets;
+    std::vector<std::unique_ptr<NetworkGet>> gets;
     std::vector<int> slots;
     for (Read &one : reads_) {
         gets.push_back(std::move(one.get));
         slots.push_back(one.slot);
     }
     reads_.clear();
-    if (!gets.empty()) end_gets(room_.ucx->worker(), std::move(gets));
+    if (!gets.empty()) end_gets(room_.network->network(), std::move(gets));
     for (const int slot : slots) room_.landing->give_back(slot);
     if (copying) room_.device.synchronize(round_.stream);
 }

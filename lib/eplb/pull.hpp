@@ -1,9 +1,9 @@
 // Experts through host memory, at the receiver's pace: it asks for one chunk after the other, the sender copies the chunk from its rows
-// into a ring and sends it over the group's own connections, or says where it is to a receiver that reads the ring over UCX and
+// into a ring and sends it over the group's own connections, or says where it is to a receiver that reads the ring over a network and
 // says when it has. What STAGED is, and READ where rows cannot be read.
 #pragma once
 
-#include "eplb/ucx_ring.hpp"
+#include "eplb/network_ring.hpp"
 
 #include <atomic>
 #include <deque>
@@ -39,11 +39,11 @@ private:
 
 // What the pulls of a communicator share.
 struct PullRoom {
-    enum class Way { connections, ucx_too };
+    enum class Way { connections, network_too };
     PullRoom(const CommBackendParams &params, Way way);
-    // Collective, with ucx_too.
+    // Collective, with network_too.
     void meet(const Deadline &deadline);
-    bool reads(int rank) const { return ucx && ucx->reads(rank); }
+    bool reads(int rank) const { return network && network->reads(rank); }
     uint64_t host_bytes() const;
 
     Group &group;
@@ -51,8 +51,8 @@ struct PullRoom {
     const std::vector<ProcessPlace> places;
     const uint64_t chunk_bytes;
     const std::shared_ptr<ChunkRing> ring;
-    std::unique_ptr<UcxRing> ucx;              // NULL where chunks are only sent
-    const std::shared_ptr<ChunkRing> landing;  // on CUDA and with ucx: where chunks wait to be copied to their rows
+    std::unique_ptr<NetworkRing> network;      // NULL where chunks are only sent
+    const std::shared_ptr<ChunkRing> landing;  // on CUDA and with a network: where chunks wait to be copied to their rows
 };
 
 // Of one round.
@@ -86,7 +86,7 @@ private:
     struct Read {
         int slot;  // of the landing
         int peer_slot;
-        UcxGet get;
+        std::unique_ptr<NetworkGet> get;
         Request request;
         Fetch *fetch;
     };

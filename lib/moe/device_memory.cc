@@ -255,6 +255,13 @@ int Device::multiprocessors() const {
     return 1;
 }
 
+int Device::number() const {
+#if MOELINK_CUDA
+    if (on_cuda()) return context_->device();
+#endif
+    return 0;
+}
+
 GpuName Device::gpu_name() const {
     GpuName name{};
 #if MOELINK_CUDA

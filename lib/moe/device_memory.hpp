@@ -49,6 +49,8 @@ public:
     void synchronize_all() const;
     bool capturing(moelink_stream stream) const;
     int multiprocessors() const;
+    // The driver's number of it in this process; 0 on the host.
+    int number() const;
     GpuName gpu_name() const;
 
 private:

@@ -118,31 +118,13 @@ static void test_checksum(void **state) {
 
 /* --- straight into memory that is not live; one expert for all --- */
 
-/* Every rank has one expert in slot 0 and sends it to all, itself too; each receives all into packed rows of its own. */
 static void all_to_all(rank_context *ctx) {
     const struct shape *shape = ctx->user;
-    int32_t map[RANKS_MAX];
-    moelink_rows rows[EXCHANGE_TENSORS];
     exchange_layer layer = exchange_make(ctx, 0, 1, shape->scale, shape->place);
     exchange_layer landing = exchange_make(ctx, 0, ctx->size, shape->scale, EXCHANGE_PLAIN);
     moelink_eplb_comm *comm = exchange_comm(ctx, shape->kind, 0, shape->flags);
     exchange_register(ctx, comm, &layer);
-    for (int rank = 0; rank < ctx->size; ++rank) map[rank] = 10 + rank;
-    for (int round = 0; round < shape->rounds; ++round) {
-        int32_t empty[RANKS_MAX];
-        for (int rank = 0; rank < ctx->size; ++rank) empty[rank] = -1;
-        exchange_fill(ctx, &layer, map + ctx->rank);
-        exchange_fill(ctx, &landing, empty);
-        RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, map, ctx->size, 0));
-        for (int rank = 0; rank < ctx->size; ++rank) {
-            RANK_OK(ctx, moelink_eplb_comm_add_send(comm, NULL, 0, rank, 10 + ctx->rank));
-            exchange_rows(&landing, rank, rows);
-            RANK_OK(ctx, moelink_eplb_comm_add_recv(comm, rows, EXCHANGE_TENSORS, rank, 10 + rank));
-        }
-        RANK_OK(ctx, moelink_eplb_comm_execute(comm));
-        exchange_check(ctx, &landing, map);
-        exchange_check(ctx, &layer, map + ctx->rank);
-    }
+    for (int round = 0; round < shape->rounds; ++round) exchange_direct(ctx, comm, &layer, &landing);
     moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
     moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
     uint64_t waits[RANKS_MAX];

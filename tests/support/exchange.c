@@ -244,6 +244,26 @@ void exchange_run(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *la
     exchange_check(ctx, layer, after);
 }
 
+void exchange_direct(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *layer, exchange_layer *landing) {
+    int32_t map[EXCHANGE_MAX_SLOTS], empty[EXCHANGE_MAX_SLOTS];
+    moelink_rows rows[EXCHANGE_TENSORS];
+    for (int rank = 0; rank < ctx->size; ++rank) {
+        map[rank] = 10 + rank;
+        empty[rank] = -1;
+    }
+    exchange_fill(ctx, layer, map + ctx->rank);
+    exchange_fill(ctx, landing, empty);
+    RANK_OK(ctx, moelink_eplb_comm_set_transfer_context(comm, map, ctx->size, layer->number));
+    for (int rank = 0; rank < ctx->size; ++rank) {
+        RANK_OK(ctx, moelink_eplb_comm_add_send(comm, NULL, 0, rank, 10 + ctx->rank));
+        exchange_rows(landing, rank, rows);
+        RANK_OK(ctx, moelink_eplb_comm_add_recv(comm, rows, EXCHANGE_TENSORS, rank, 10 + rank));
+    }
+    RANK_OK(ctx, moelink_eplb_comm_execute(comm));
+    exchange_check(ctx, landing, map);
+    exchange_check(ctx, layer, map + ctx->rank);
+}
+
 moelink_eplb_comm *exchange_comm(rank_context *ctx, int32_t kind, int experts, uint32_t flags) {
     moelink_eplb_comm *comm = NULL;
     moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;

@@ -60,7 +60,9 @@ unsigned char *exchange_copy(rank_context *ctx, const exchange_layer *layer);
 void exchange_two_maps(int ranks, int slots, int32_t *from, int32_t *to);
 /* Context, queue, execute, settle, check. */
 void exchange_run(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *layer, const int32_t *from, const int32_t *to);
-
+/* A round with DIRECT. Every rank has one expert in the layer's slot 0 and sends it to all, itself too; each receives all into the
+ * landing's rows, one slot a rank; it has the layer's number. */
+void exchange_direct(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *layer, exchange_layer *landing);
 /* A communicator of ctx->group, initialised, with room for `experts` staged ones. */
 moelink_eplb_comm *exchange_comm(rank_context *ctx, int32_t kind, int experts, uint32_t flags);
 /* MOELINK_EPLB_COMM_* of its state. */

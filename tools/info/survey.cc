@@ -53,7 +53,7 @@ json peer_matrix(int32_t count) {
 
 json libraries() {
     json found = json::array();
-    for (const char *name : {"cuda", "nvml", "nccl", "ucx"}) {
+    for (const char *name : {"cuda", "nvml", "nccl", "ucx", "nixl"}) {
         char text[512] = "";
         const moelink_status status = moelink_device_library(name, text, sizeof text);
         found.push_back({{"name", name},

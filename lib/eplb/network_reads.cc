@@ -1,4 +1,4 @@
-#include "eplb/ucx_reads.hpp"
+#include "eplb/network_reads.hpp"
 
 #include "eplb/comm_round.hpp"
 
@@ -15,9 +15,9 @@ constexpr uint64_t most_begun = 4 << 20;
 constexpr uint64_t patience_ns = 1'000'000'000;
 
 // Whatever came of it: its round has failed already.
-bool is_over(UcxGet &get) noexcept {
+bool is_over(const std::unique_ptr<NetworkGet> &get) noexcept {
     try {
-        return get.passed();
+        return get->passed();
     } catch (const Error &) {
         return true;
     }
@@ -25,29 +25,29 @@ bool is_over(UcxGet &get) noexcept {
 
 }  // namespace
 
-void end_gets(UcxWorker &worker, std::vector<UcxGet> gets) {
+void end_gets(Network &network, std::vector<std::unique_ptr<NetworkGet>> gets) {
     const Deadline patience = Deadline::after_ns(patience_ns);
     while (!gets.empty() && !patience.passed()) {
-        worker.progress();
+        network.progress();
         std::erase_if(gets, is_over);
         if (!gets.empty()) std::this_thread::yield();
     }
     if (gets.empty()) return;
-    worker.close();
-    fail(MOELINK_ERR_DEVICE, "reads over UCX did not end, so UCX was given up; reinit brings it back");
+    network.close();
+    fail(MOELINK_ERR_DEVICE, "reads over {} did not end, so it was given up; reinit brings it back", network.name());
 }
 
-void UcxReads::fetch(Transfer &receive, const UcxLayer::Rows &rows) {
+void NetworkReads::fetch(Transfer &receive, const NetworkLayer::Rows &rows) {
     receive.link = MOELINK_EPLB_LINK_NETWORK;
     fetches_.push_back(Fetch{&receive, &rows});
     waiting_.push_back(&fetches_.back());
 }
 
 // Returns its size.
-uint64_t UcxReads::begin_piece(Fetch &fetch) {
+uint64_t NetworkReads::begin_piece(Fetch &fetch) {
     const size_t i = fetch.tensor;
     const Strip &to = fetch.receive->rows[i];
-    const UcxLayer::Rows &rows = *fetch.rows;
+    const NetworkLayer::Rows &rows = *fetch.rows;
     // Rows without gaps on both sides are one row.
     const bool dense = to.row_stride == to.row_bytes && rows.row_stride[i] == to.row_bytes;
     const uint64_t row_bytes = dense ? to.bytes() : to.row_bytes;
@@ -55,7 +55,7 @@ uint64_t UcxReads::begin_piece(Fetch &fetch) {
     const uint64_t bytes = std::min(piece_bytes_, row_bytes - fetch.offset);
     const uint64_t from = rows.base[i] + static_cast<uint64_t>(fetch.receive->slot) * rows.slot_stride[i] +
                           fetch.row * rows.row_stride[i] + fetch.offset;
-    flying_.push_back(Piece{UcxGet(*rows.keys[i], to.data + fetch.row * to.row_stride + fetch.offset, from, bytes), &fetch});
+    flying_.push_back(Piece{rows.keys[i]->get(to.data + fetch.row * to.row_stride + fetch.offset, from, bytes), &fetch});
     ++fetch.under_way;
     fetch.offset += bytes;
     if (fetch.offset == row_bytes) {
@@ -70,9 +70,9 @@ uint64_t UcxReads::begin_piece(Fetch &fetch) {
     return bytes;
 }
 
-void UcxReads::collect() {
+void NetworkReads::collect() {
     for (size_t i = 0; i < flying_.size();) {
-        if (!flying_[i].get.passed()) {
+        if (!flying_[i].get->passed()) {
             ++i;
             continue;
         }
@@ -84,7 +84,7 @@ void UcxReads::collect() {
     }
 }
 
-Busy UcxReads::poll() {
+Busy NetworkReads::poll() {
     if (fetches_.empty()) return Busy::no;
     try {
         uint64_t begun = 0;
@@ -94,7 +94,7 @@ Busy UcxReads::poll() {
             waiting_.pop_front();
             if (!fetch.all_begun) waiting_.push_back(&fetch);
         }
-        worker_.progress();
+        network_.progress();
         collect();
     } catch (const Error &error) {
         throw LostRound(error.status(), error.text());
@@ -103,13 +103,13 @@ Busy UcxReads::poll() {
     return flying_.empty() ? Busy::no : Busy::waiting;
 }
 
-void UcxReads::end() {
+void NetworkReads::end() {
     waiting_.clear();
-    std::vector<UcxGet> gets;
+    std::vector<std::unique_ptr<NetworkGet>> gets;
     for (Piece &piece : flying_) gets.push_back(std::move(piece.get));
     flying_.clear();
     fetches_.clear();
-    end_gets(worker_, std::move(gets));
+    end_gets(network_, std::move(gets));
 }
 
 }  // namespace moelink::eplb

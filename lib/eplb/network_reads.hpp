@@ -1,33 +1,33 @@
-// Reads of one round over UCX: experts cut into pieces, a bounded number of them under way.
+// Reads of one round over a network: experts cut into pieces, a bounded number of them under way.
 #pragma once
 
-#include "eplb/ucx_peers.hpp"
+#include "eplb/network_peers.hpp"
 
 #include <deque>
 
 namespace moelink::eplb {
 
-// Nothing of these lands any more. Throws DEVICE when that could only be had by giving UCX up.
-void end_gets(UcxWorker &worker, std::vector<UcxGet> gets);
+// Nothing of these lands any more. Throws DEVICE when that could only be had by giving the network up.
+void end_gets(Network &network, std::vector<std::unique_ptr<NetworkGet>> gets);
 
-class UcxReads {
+class NetworkReads {
 public:
-    UcxReads(UcxWorker &worker, uint64_t piece_bytes) : worker_(worker), piece_bytes_(piece_bytes) {}
+    NetworkReads(Network &network, uint64_t piece_bytes) : network_(network), piece_bytes_(piece_bytes) {}
 
     // The rows of a slot of a peer that is ready.
-    void fetch(Transfer &receive, const UcxLayer::Rows &rows);
+    void fetch(Transfer &receive, const NetworkLayer::Rows &rows);
     // Throws LostRound.
     Busy poll();
     // Nothing new is begun.
     void give_up() noexcept { waiting_.clear(); }
-    // Nothing lands any more. Throws DEVICE when that could only be had by giving UCX up.
+    // Nothing lands any more. Throws DEVICE when that could only be had by giving the network up.
     void end();
 
 private:
     // Where a fetch goes on.
     struct Fetch {
         Transfer *receive;
-        const UcxLayer::Rows *rows;
+        const NetworkLayer::Rows *rows;
         size_t tensor = 0;
         uint64_t row = 0;
         uint64_t offset = 0;   // [bytes] in the row
@@ -35,13 +35,13 @@ private:
         bool all_begun = false;
     };
     struct Piece {
-        UcxGet get;
+        std::unique_ptr<NetworkGet> get;
         Fetch *fetch;
     };
     uint64_t begin_piece(Fetch &fetch);
     void collect();
 
-    UcxWorker &worker_;
+    Network &network_;
     const uint64_t piece_bytes_;
     std::deque<Fetch> fetches_;    // a deque: its elements stay where they are
     std::deque<Fetch *> waiting_;  // those with pieces to begin, in turn

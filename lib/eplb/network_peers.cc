@@ -1,4 +1,4 @@
-#include "eplb/ucx_peers.hpp"
+#include "eplb/network_peers.hpp"
 
 #include "base/log.hpp"
 #include "base/params.hpp"
@@ -14,7 +14,7 @@ namespace moelink::eplb {
 
 namespace {
 
-// Large enough for what UCX does with weights, which differs from what it does with a few bytes.
+// Large enough for what a network does with weights, which differs from what it does with a few bytes.
 constexpr uint64_t probe_bytes = 128 << 10;
 constexpr uint64_t odd_at = 13;
 constexpr uint64_t odd_bytes = 7;
@@ -79,52 +79,51 @@ bool is_sane(const TensorCard &card, const moelink_eplb_tensor &tensor, int32_t 
 }  // namespace
 
 // Serves peers that still connect while this rank waits for them.
-class UcxPeers::Progress final : public Attendant {
+class NetworkPeers::Progress final : public Attendant {
 public:
-    explicit Progress(UcxWorker *worker) : worker_(worker) {}
+    explicit Progress(Network *network) : network_(network) {}
     void on_message(const Message &) noexcept override {}
     Busy poll() noexcept override {
-        if (worker_ != nullptr) worker_->progress();
-        return worker_ != nullptr ? Busy::waiting : Busy::no;
+        if (network_ != nullptr) network_->progress();
+        return network_ != nullptr ? Busy::waiting : Busy::no;
     }
 
 private:
-    UcxWorker *worker_;
+    Network *network_;
 };
 
-UcxPeers::UcxPeers(const CommBackendParams &params)
-    : group_(params.group), device_(params.device), places_(params.places), flags_(params.params.flags),
+NetworkPeers::NetworkPeers(const CommBackendParams &params, const NetworkKind &kind)
+    : group_(params.group), device_(params.device), places_(params.places), flags_(params.params.flags), kind_(kind),
       peers_(static_cast<size_t>(params.group.size())) {}
 
-bool UcxPeers::joined(int a, int b) const {
+bool NetworkPeers::joined(int a, int b) const {
     const ProcessPlace &here = places_[static_cast<size_t>(a)];
     const ProcessPlace &there = places_[static_cast<size_t>(b)];
     if (same_process(here, there)) return false;
     return (flags_ & MOELINK_EPLB_COMM_F_NO_MAP) != 0 || !may_share_host(here, there);
 }
 
-bool UcxPeers::needed() const {
+int64_t NetworkPeers::wanted() const {
+    int64_t pairs = 0;
     for (int a = 0; a < group_.size(); ++a) {
-        for (int b = 0; b < a; ++b) {
-            if (joined(a, b)) return true;
-        }
+        for (int b = 0; b < a; ++b) pairs += joined(a, b) ? 2 : 0;
     }
-    return false;
+    return pairs;
 }
 
-void UcxPeers::refuse(Peer &peer, std::string why) {
+void NetworkPeers::refuse(Peer &peer, std::string why) {
     peer.proven = false;
     if (peer.why.empty()) peer.why = std::move(why);
 }
 
-std::string UcxPeers::describe(int rank) const {
+std::string NetworkPeers::describe(int rank) const {
     const Peer &peer = peers_[static_cast<size_t>(rank)];
-    if (peer.proven) return fmt::format("UCX {} ({})", version_, peer.transports);
-    return peer.why.empty() ? "" : "UCX: " + peer.why;
+    if (peer.proven) return fmt::format("{} ({})", name_, peer.transports);
+    return peer.why.empty() ? "" : refusal(peer.why);
 }
 
-void UcxPeers::meet(const Deadline &deadline) {
-    introduce(deadline);
+int64_t NetworkPeers::meet(const Deadline &deadline) {
+    if (!introduce(deadline)) return 0;
     wire(deadline);
     prove(deadline);
     const std::vector<int32_t> given_up = group_.allgather(int32_t{drain(deadline) ? 0 : 1}, deadline);
@@ -132,41 +131,47 @@ void UcxPeers::meet(const Deadline &deadline) {
     for (int rank = 0; rank < group_.size(); ++rank) {
         Peer &peer = peers_[static_cast<size_t>(rank)];
         if (given_up[static_cast<size_t>(rank)] != 0 && joined(group_.rank(), rank)) refuse(peer, fmt::format("it was given up on rank {}", rank));
-        if (peer.proven) peer.transports = worker_->transports(rank);
+        if (peer.proven) peer.transports = network_->transports(rank);
         peer.landing = {};
         peer.probe_key.reset();
         reads += peer.proven ? 1 : 0;
-        const std::string text = describe(rank);
-        if (!text.empty()) log(MOELINK_LOG_INFO, "rank {}: rank {}: {}", group_.rank(), rank, text);
     }
     probe_memory_.reset();
     probe_ = {};
-    // Nobody reads: what UCX holds is given back. Else peers may read this rank, whether or not it reads them.
-    const std::vector<int32_t> all = group_.allgather(reads, deadline);
-    if (std::all_of(all.begin(), all.end(), [](int32_t count) { return count == 0; })) worker_.reset();
+    int64_t all = 0;
+    for (const int32_t one : group_.allgather(reads, deadline)) all += one;
+    if (all == 0) network_.reset();
+    return all;
 }
 
-// Addresses and keys go over the group's own connections.
-void UcxPeers::introduce(const Deadline &deadline) {
+void NetworkPeers::leave() {
+    for (Peer &peer : peers_) {
+        if (peer.proven) refuse(peer, "another network was chosen");
+    }
+    network_.reset();
+}
+
+// Addresses and keys go over the group's own connections. False: no rank has the library, and nothing else is to be tried.
+bool NetworkPeers::introduce(const Deadline &deadline) {
     const int me = group_.rank();
     Introduction mine{};
     Bytes blob;
     try {
         randombytes_buf(&mine.seed, sizeof mine.seed);
-        worker_ = std::make_shared<UcxWorker>(device_, group_.size());
-        version_ = worker_->version();
+        network_ = kind_.make(device_, group_.size());
+        name_ = network_->name();
         probe_ = Buffer(device_, probe_bytes);
         device_.write(probe_.as(), probe_pattern(mine.seed).data(), probe_bytes);
-        probe_memory_ = std::make_unique<UcxMemory>(worker_, probe_.as(), probe_bytes);
-        blob = worker_->address();
+        probe_memory_ = network_->share(probe_.as(), probe_bytes);
+        blob = network_->address();
         blob.insert(blob.end(), probe_memory_->key().begin(), probe_memory_->key().end());
         mine.probe = reinterpret_cast<uintptr_t>(probe_.as());
-        mine.address_bytes = static_cast<uint32_t>(worker_->address().size());
+        mine.address_bytes = static_cast<uint32_t>(network_->address().size());
         mine.key_bytes = static_cast<uint32_t>(probe_memory_->key().size());
     } catch (const Error &error) {
         write_text(error.text(), mine.why, sizeof mine.why);
         probe_memory_.reset();
-        worker_.reset();
+        network_.reset();
         blob.clear();
     }
     const std::vector<Introduction> all = group_.allgather(mine, deadline);
@@ -177,7 +182,7 @@ void UcxPeers::introduce(const Deadline &deadline) {
         if (!joined(me, rank)) continue;
         Peer &peer = peers_[static_cast<size_t>(rank)];
         const Introduction &one = all[static_cast<size_t>(rank)];
-        if (!worker_) {
+        if (!network_) {
             refuse(peer, text_in(mine.why, sizeof mine.why));
         } else if (one.address_bytes == 0) {
             refuse(peer, fmt::format("on rank {}: {}", rank, text_in(one.why, sizeof one.why)));
@@ -185,8 +190,8 @@ void UcxPeers::introduce(const Deadline &deadline) {
             try {
                 const uint8_t *at = blobs.data() + static_cast<size_t>(rank) * width;
                 const bool one_host = may_share_host(places_[static_cast<size_t>(me)], places_[static_cast<size_t>(rank)]);
-                worker_->connect(rank, at, one_host ? UcxWorker::Loss::not_told : UcxWorker::Loss::told);
-                peer.probe_key = std::make_unique<UcxKey>(worker_, rank, at + one.address_bytes);
+                network_->connect(rank, at, one.address_bytes, one_host ? Network::Loss::not_told : Network::Loss::told);
+                peer.probe_key = network_->unlock(rank, at + one.address_bytes, one.key_bytes);
                 peer.probe = one.probe;
                 peer.seed = one.seed;
                 peer.landing = Buffer(device_, probe_bytes);
@@ -195,23 +200,24 @@ void UcxPeers::introduce(const Deadline &deadline) {
             }
         }
     }
+    return std::any_of(all.begin(), all.end(), [](const Introduction &one) { return one.address_bytes != 0; });
 }
 
-void UcxPeers::start(Peer &peer, uint64_t from, uint64_t bytes) {
+void NetworkPeers::start(Peer &peer, uint64_t from, uint64_t bytes) {
     try {
-        peer.gets.emplace_back(*peer.probe_key, peer.landing.as() + from, peer.probe + from, bytes);
+        peer.gets.push_back(peer.probe_key->get(peer.landing.as() + from, peer.probe + from, bytes));
     } catch (const Error &error) {
         refuse(peer, error.text());
     }
 }
 
-bool UcxPeers::collect() {
-    if (!worker_) return true;
-    worker_->progress();
+bool NetworkPeers::collect() {
+    if (!network_) return true;
+    network_->progress();
     bool all = true;
     for (Peer &peer : peers_) {
         try {
-            std::erase_if(peer.gets, [](UcxGet &get) { return get.passed(); });
+            std::erase_if(peer.gets, [](const std::unique_ptr<NetworkGet> &get) { return get->passed(); });
         } catch (const Error &error) {
             refuse(peer, error.text());
         }
@@ -220,7 +226,7 @@ bool UcxPeers::collect() {
     return all;
 }
 
-bool UcxPeers::collect_until(const Deadline &deadline) {
+bool NetworkPeers::collect_until(const Deadline &deadline) {
     while (!collect()) {
         if (deadline.passed()) return false;
         std::this_thread::yield();
@@ -229,7 +235,7 @@ bool UcxPeers::collect_until(const Deadline &deadline) {
 }
 
 // The first read of a peer may need both ends, since connections are made then.
-void UcxPeers::wire(const Deadline &deadline) {
+void NetworkPeers::wire(const Deadline &deadline) {
     for (int rank = 0; rank < group_.size(); ++rank) {
         Peer &peer = peers_[static_cast<size_t>(rank)];
         if (joined(group_.rank(), rank) && peer.why.empty()) start(peer, 0, odd_bytes);
@@ -238,7 +244,7 @@ void UcxPeers::wire(const Deadline &deadline) {
     for (Peer &peer : peers_) {
         if (!peer.gets.empty()) refuse(peer, "a first read did not come in time");
     }
-    Progress progress(worker_.get());
+    Progress progress(network_.get());
     group_.allgather(1, deadline, &progress);
     // A rank that has not yet left this exchange would serve the reads that are to prove that nobody does.
     group_.barrier(deadline);
@@ -246,7 +252,7 @@ void UcxPeers::wire(const Deadline &deadline) {
 
 // By the bits of rank numbers: of two ranks that differ in a bit, one reads while the other sleeps in the group's exchange, then
 // the other way round. A few turns serve any number of ranks.
-void UcxPeers::prove(const Deadline &deadline) {
+void NetworkPeers::prove(const Deadline &deadline) {
     const int me = group_.rank();
     for (int bit = 1; bit < group_.size(); bit <<= 1) {
         Tally all{};
@@ -280,7 +286,7 @@ void UcxPeers::prove(const Deadline &deadline) {
 }
 
 // Where nothing came at all, further turns would only wait.
-void UcxPeers::give_up() {
+void NetworkPeers::give_up() {
     std::string why = "not tried, since nothing could be read on other ranks";
     for (size_t rank = 0; rank < peers_.size(); ++rank) {
         if (peers_[rank].why.empty()) continue;
@@ -292,26 +298,26 @@ void UcxPeers::give_up() {
     }
 }
 
-void UcxPeers::check(int rank, Peer &peer) {
+void NetworkPeers::check(int rank, Peer &peer) {
     if (!peer.gets.empty()) {
-        return refuse(peer, fmt::format("UCX {} here needs the peer's CPU (transport {})", version_, worker_->transports(rank)));
+        return refuse(peer, fmt::format("{} here needs the peer's CPU (transport {})", name_, network_->transports(rank)));
     }
     if (!peer.why.empty()) return;
     std::vector<uint8_t> got(probe_bytes);
     device_.read(got.data(), peer.landing.as(), probe_bytes);
     std::vector<uint8_t> wanted = probe_pattern(peer.seed);
     std::fill(wanted.end() - (odd_at - odd_bytes), wanted.end(), 0);
-    if (got != wanted) return refuse(peer, fmt::format("what UCX {} reads is not what rank {} has", version_, rank));
+    if (got != wanted) return refuse(peer, fmt::format("what {} reads is not what rank {} has", name_, rank));
     peer.proven = true;
 }
 
 // Reads that needed the peer's CPU end now that every rank is at work again.
-bool UcxPeers::drain(const Deadline &deadline) {
+bool NetworkPeers::drain(const Deadline &deadline) {
     const bool drained = collect_until(sooner(deadline, 4, 5 * second));
-    Progress progress(worker_.get());
+    Progress progress(network_.get());
     group_.allgather(1, deadline, &progress);
     if (drained) return true;
-    worker_->close();
+    network_->close();
     for (Peer &peer : peers_) {
         peer.gets.clear();
         if (peer.proven) refuse(peer, "reads from other ranks did not end");
@@ -319,11 +325,11 @@ bool UcxPeers::drain(const Deadline &deadline) {
     return false;
 }
 
-UcxLayer UcxPeers::look(const Layer &layer, std::vector<uint8_t> wanted, const Deadline &deadline) {
+NetworkLayer NetworkPeers::look(const Layer &layer, std::vector<uint8_t> wanted, const Deadline &deadline) {
     const size_t ranks = static_cast<size_t>(group_.size());
     const size_t me = static_cast<size_t>(group_.rank());
     const size_t count = layer.tensors.size();
-    UcxLayer result;
+    NetworkLayer result;
     result.ranks.resize(ranks);
     for (size_t rank = 0; rank < ranks; ++rank) wanted[rank] = wanted[rank] != 0 && peers_[rank].proven ? 1 : 0;
     const Bytes all = gather(group_, wanted, ranks, deadline);
@@ -342,7 +348,7 @@ UcxLayer UcxPeers::look(const Layer &layer, std::vector<uint8_t> wanted, const D
             try {
                 const uint64_t bytes = static_cast<uint64_t>(layer.local_slots - 1) * tensor.slot_stride +
                                        (tensor.rows - 1) * tensor.row_stride + tensor.row_bytes;
-                result.mine.push_back(std::make_unique<UcxMemory>(worker_, tensor.base, bytes));
+                result.mine.push_back(network_->share(tensor.base, bytes));
                 mine[i].key_bytes = static_cast<uint32_t>(result.mine.back()->key().size());
             } catch (const Error &error) {
                 write_text(error.text(), mine[i].why, sizeof mine[i].why);
@@ -360,7 +366,7 @@ UcxLayer UcxPeers::look(const Layer &layer, std::vector<uint8_t> wanted, const D
     keys = gather(group_, std::move(keys), width * count, deadline);
     for (size_t rank = 0; rank < ranks; ++rank) {
         if (wanted[rank] == 0 || layer.rank_slots[rank] == 0) continue;
-        UcxLayer::Rows &rows = result.ranks[rank];
+        NetworkLayer::Rows &rows = result.ranks[rank];
         try {
             for (size_t i = 0; i < count; ++i) {
                 const TensorCard &card = cards[rank * count + i];
@@ -369,7 +375,7 @@ UcxLayer UcxPeers::look(const Layer &layer, std::vector<uint8_t> wanted, const D
                 if (!is_sane(card, layer.tensors[i], layer.rank_slots[rank])) {
                     fail(MOELINK_ERR_PROTOCOL, "{}: its strides are not possible", tensor);
                 }
-                rows.keys.push_back(std::make_shared<UcxKey>(worker_, static_cast<int>(rank), keys.data() + (rank * count + i) * width));
+                rows.keys.push_back(network_->unlock(static_cast<int>(rank), keys.data() + (rank * count + i) * width, card.key_bytes));
                 rows.base.push_back(card.base);
                 rows.slot_stride.push_back(card.slot_stride);
                 rows.row_stride.push_back(card.row_stride);
