@@ -17,6 +17,7 @@ struct CUstream_st;
 namespace moelink::kernels {
 
 inline constexpr int max_top_k = 32;
+inline constexpr int max_host_ranks = 1024;
 inline constexpr int max_payloads = 16;
 inline constexpr int max_cuda_ranks = 128;
 inline constexpr int near_ranks = 16;  // ranks whose addresses travel in the kernel's parameters

@@ -36,12 +36,13 @@ enum moelink_status_values {
     MOELINK_OK = 0,
     MOELINK_IN_PROGRESS = 1,             /**< started, not finished */
     MOELINK_NOT_READY = 2,               /**< nothing to report yet */
-    /* -1..: this call failed; everything is as before */
+    /* -1..: this call failed; everything is as before, but for the rounds that TOO_SMALL, MISMATCH and INTERNAL lose */
     MOELINK_ERR_INVALID_ARGUMENT = -1,
     MOELINK_ERR_INVALID_STATE = -2,
     MOELINK_ERR_UNSUPPORTED = -3,
     MOELINK_ERR_OUT_OF_MEMORY = -4,
-    MOELINK_ERR_TOO_SMALL = -5,          /**< a buffer or a workspace is too small; the text names both sizes */
+    MOELINK_ERR_TOO_SMALL = -5,          /**< a buffer or a workspace is too small; the text names both sizes. Received rows that have no room in a
+                                              layout: the round is lost */
     MOELINK_ERR_MISMATCH = -6,           /**< ranks passed what contradicts; all of them get this. From dispatch or combine: the round is lost */
     MOELINK_ERR_NO_DRIVER = -7,          /**< a driver or library that this call needs is not installed */
     MOELINK_ERR_STALE = -8,              /**< a captured graph outlived the workspace that it was captured over */

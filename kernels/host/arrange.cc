@@ -40,8 +40,8 @@ int32_t place_of_id(const ArrangeParams &params, int32_t id) {
 
 int64_t aligned(int64_t row, int32_t alignment) { return (row + alignment - 1) / alignment * alignment; }
 
-// Counts and first rows of the local experts; the end of the last.
-int64_t find_offsets(const ArrangeParams &params) {
+// Counts of the local experts, and their first rows; last the end of the last one. More than 32 bits number are more than there is room for.
+std::vector<int64_t> find_offsets(const ArrangeParams &params) {
     std::fill(params.expert_counts, params.expert_counts + params.local_experts, 0);
     each_row(params, [&](int32_t, int32_t, int64_t at) {
         for (int k = 0; k < params.top_k; ++k) {
@@ -49,17 +49,19 @@ int64_t find_offsets(const ArrangeParams &params) {
             if (expert >= 0) ++params.expert_counts[expert];
         }
     });
-    int64_t next = 0;
+    std::vector<int64_t> offsets{0};
     for (int32_t expert = 0; expert < params.local_experts; ++expert) {
-        params.expert_offsets[expert] = static_cast<int32_t>(next);
+        int64_t next = offsets.back();
         if (params.arrangement == arrange_expert_padded) {
             next += params.expert_rows;
         } else {
             next += aligned(params.expert_counts[expert], params.alignment);
         }
+        offsets.push_back(next);
     }
-    params.expert_offsets[params.local_experts] = static_cast<int32_t>(next);
-    return next;
+    std::transform(offsets.begin(), offsets.end(), params.expert_offsets,
+                   [](int64_t offset) { return static_cast<int32_t>(std::min<int64_t>(offset, INT32_MAX)); });
+    return offsets;
 }
 
 void tell_host(const ArrangeParams &params, int64_t rows) {
@@ -111,13 +113,13 @@ Fault pack(const ArrangeParams &params) {
 }
 
 Fault by_expert(const ArrangeParams &params) {
-    const int64_t end = find_offsets(params);
+    std::vector<int64_t> next = find_offsets(params);
+    const int64_t end = next.back();
     const int64_t came = std::accumulate(params.expert_counts, params.expert_counts + params.local_experts, int64_t{0});
     tell_host(params, params.arrangement == arrange_expert_padded ? came : end);
     std::fill(params.row_from, params.row_from + params.rows, int64_t{-1});
     std::fill(params.row_sources, params.row_sources + params.rows * 3, -1);
     if (params.row_weights != nullptr) std::fill(params.row_weights, params.row_weights + params.rows, 0.0f);
-    std::vector<int64_t> next(params.expert_offsets, params.expert_offsets + params.local_experts);
     Fault fault{};
     if (params.arrangement == arrange_expert_major && end > params.rows) fault = overflow(-1, end, params.rows);
     each_row(params, [&](int32_t source, int32_t row, int64_t at) {

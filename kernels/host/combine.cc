@@ -66,7 +66,7 @@ void reduce(const CombineParams &params, int32_t tokens) {
     const RowPlace *places = part<RowPlace>(ws.mine, ws.layout.places);
     const SumRows sum = best_sum_code().of(params.value_type);
     const size_t values = params.row_bytes / (params.value_type == value_f32 ? 4 : 2);
-    const unsigned char *rows[max_top_k];
+    const unsigned char *rows[max_host_ranks];  // a token without routing is on every rank
     unsigned char *out = params.output;
     for (int32_t token = 0; token < tokens; ++token) {
         const uint64_t first = static_cast<uint64_t>(token) * static_cast<uint64_t>(ws.max_distinct);

@@ -41,6 +41,8 @@ void check_budget(int32_t budget) {
     if (budget < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "sm_budget is {}, must be 0 or more", budget);
 }
 
+}  // namespace
+
 void check_layout(const moelink_dispatch_args &args, const Config &config, int ranks) {
     if (args.layout < MOELINK_LAYOUT_RANK_MAJOR || args.layout > MOELINK_LAYOUT_EXPERT_PADDED) {
         fail(MOELINK_ERR_UNSUPPORTED, "layout is {}, which this library does not know", args.layout);
@@ -62,6 +64,8 @@ void check_layout(const moelink_dispatch_args &args, const Config &config, int r
         fail(MOELINK_ERR_INVALID_ARGUMENT, "layout is {}, and with MOELINK_DISPATCH_F_NO_ROUTING rows have no experts", moelink_layout_name(args.layout));
     }
 }
+
+namespace {
 
 void check_rank_tokens(const moelink_dispatch_args &args, const Group &group) {
     if (args.rank_tokens_count < 0) fail(MOELINK_ERR_INVALID_ARGUMENT, "rank_tokens_count is {}", args.rank_tokens_count);
@@ -143,7 +147,7 @@ DispatchCall read_dispatch(const moelink_dispatch_args *given, const Config &con
     if (!call.routed && (call.cached || args.topk_ids != nullptr || args.topk_weights != nullptr)) {
         fail(MOELINK_ERR_INVALID_ARGUMENT, "MOELINK_DISPATCH_F_NO_ROUTING is set, and topk_ids, topk_weights or MOELINK_DISPATCH_F_CACHED_ROUTING is there too");
     }
-    check_layout(args, config, group.size());
+    if (!call.cached) check_layout(args, config, group.size());
     check_rank_tokens(args, group);
     check_address("load_counts", args.load_counts, sizeof(int64_t));
     check_routing(args, config, call.routed && !call.cached);

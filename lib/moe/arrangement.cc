@@ -75,9 +75,8 @@ Arrangement::Arrangement(const Device &device, const Config &config, const kerne
     params_.segments = static_cast<int32_t>(shape.segments);
     params_.entry = {generation, faults.anchor(), faults.device_view()};
     if (tells_counts_) {
-        void *view = nullptr;
-        host_counts_ = device_.allocate_pinned((static_cast<size_t>(kernels::host_counts_head + ranks) + shape.experts) * sizeof(int64_t), &view);
-        params_.host_counts = static_cast<int64_t *>(view);
+        host_counts_ = PinnedBuffer(device_, (static_cast<size_t>(kernels::host_counts_head + ranks) + shape.experts) * sizeof(int64_t));
+        params_.host_counts = host_counts_.view<int64_t>();
     }
     if (!other) return;
     rank_offsets_ = Buffer(device_, (static_cast<size_t>(ranks) + 1) * sizeof(int32_t));
@@ -106,10 +105,6 @@ Arrangement::Arrangement(const Device &device, const Config &config, const kerne
     params_.places = places_.as<int64_t>();
     params_.segment_counts = segment_counts_.as<int32_t>();
     params_.finished = finished_.as<uint32_t>();
-}
-
-Arrangement::~Arrangement() {
-    if (host_counts_ != nullptr) device_.release_pinned(host_counts_);
 }
 
 bool Arrangement::works_on(const DispatchCall &call) const { return call.args.layout != MOELINK_LAYOUT_RANK_MAJOR || tells_counts_; }
@@ -241,11 +236,11 @@ bool Arrangement::told() const {
         fail(MOELINK_ERR_INVALID_STATE, "the config has no other layout than rank-major and no MOELINK_MANAGER_F_COUNTS, so dispatches tell no counts");
     }
     if (params_.number == 0) fail(MOELINK_ERR_INVALID_STATE, "the slot has had no dispatch");
-    return std::atomic_ref<int64_t>(*static_cast<int64_t *>(host_counts_)).load(std::memory_order_acquire) == params_.number;
+    return std::atomic_ref<int64_t>(*host_counts_.as<int64_t>()).load(std::memory_order_acquire) == params_.number;
 }
 
 void Arrangement::counts(int64_t *rank_rows, int64_t *expert_rows, int64_t *rows) const {
-    const auto *words = static_cast<const int64_t *>(host_counts_);
+    const auto *words = host_counts_.as<const int64_t>();
     const int64_t *of_ranks = words + kernels::host_counts_head;
     *rows = words[1];
     if (rank_rows != nullptr) std::copy_n(of_ranks, ranks_, rank_rows);

@@ -35,7 +35,6 @@ public:
     Arrangement(const Device &device, const Config &config, const kernels::ExpertRanks &owners, int rank, int ranks, Faults &faults, uint64_t generation);
     Arrangement(const Arrangement &) = delete;
     Arrangement &operator=(const Arrangement &) = delete;
-    ~Arrangement();
 
     // Of one slot. Throws OUT_OF_MEMORY for what does not fit 64 bits, INVALID_ARGUMENT for rows that 32-bit offsets cannot number.
     static Sizes sizes(const Config &config, int rank, int ranks);
@@ -44,6 +43,8 @@ public:
     bool works_on(const DispatchCall &call) const;
     // Where everything of a dispatch will be. Its payloads are what the back end was told to receive as views.
     Arranged prepare(const DispatchCall &call, const Received &received);
+    // The rows of a dispatch were lost before prepare was told of it: its counts never come.
+    void miss() { ++params_.number; }
     // Puts in order what prepare was told of. More rows than room: a fault, on the host at once, on CUDA reported as kernels do.
     kernels::Fault arrange(moelink_stream stream) const;
     // Brings the input of a combine back into the order in which its rows came.
@@ -70,7 +71,7 @@ private:
     Buffer scratch_;             // rank-major rows of a combine
     std::vector<Buffer> views_;  // of each payload
     std::vector<uint64_t> strides_;
-    void *host_counts_ = nullptr;
+    PinnedBuffer host_counts_;
 };
 
 // Adds the experts that a dispatch's tokens name to its load_counts.

@@ -97,6 +97,38 @@ private:
     void *pointer_ = nullptr;
 };
 
+// Owns zeroed memory that host and device see.
+class PinnedBuffer {
+public:
+    PinnedBuffer() = default;
+    PinnedBuffer(const Device &device, uint64_t bytes) : device_(device), pointer_(device.allocate_pinned(bytes, &view_)) {}
+    PinnedBuffer(PinnedBuffer &&other) noexcept
+        : device_(other.device_), view_(std::exchange(other.view_, nullptr)), pointer_(std::exchange(other.pointer_, nullptr)) {}
+    PinnedBuffer &operator=(PinnedBuffer &&other) noexcept {
+        std::swap(device_, other.device_);
+        std::swap(view_, other.view_);
+        std::swap(pointer_, other.pointer_);
+        return *this;
+    }
+    ~PinnedBuffer() {
+        if (pointer_ != nullptr) device_.release_pinned(pointer_);
+    }
+    template <class T = unsigned char>
+    T *as() const {
+        return static_cast<T *>(pointer_);
+    }
+    // Its address in kernels.
+    template <class T = unsigned char>
+    T *view() const {
+        return static_cast<T *>(view_);
+    }
+
+private:
+    Device device_;
+    void *view_ = nullptr;
+    void *pointer_ = nullptr;
+};
+
 // A stream that waits for no other; NULL on the host.
 class Stream {
 public:

@@ -5,6 +5,7 @@
 #include "base/params.hpp"
 #include "group/agreement.hpp"
 #include "moe/arguments.hpp"
+#include "moe/cursor.hpp"
 #include "moe/fault.hpp"
 
 #include <algorithm>
@@ -27,7 +28,7 @@ bool loses_round(moelink_status status) {
 void add_layout_sizes(moelink_manager_sizes &sizes, const Config &config, const Group &group) {
     const Arrangement::Sizes layout = Arrangement::sizes(config, group.rank(), group.size());
     sizes.layout_rows = layout.rows;
-    sizes.layout_bytes = layout.bytes * static_cast<uint64_t>(config.slots);
+    sizes.layout_bytes = multiply({layout.bytes, static_cast<uint64_t>(config.slots)});
 }
 
 Manager::Manager(Ref<Group> group, const ManagerKind &kind)
@@ -209,6 +210,7 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     }
     if (call.cached) {
         repeat_routing(slot, call);
+        check_layout(call.args, config_, group_->size());
     } else {
         // A rank without tokens has nothing to weigh and no weights to point to.
         call.weights = call.routed && (call.args.topk_weights != nullptr || call.args.num_tokens == 0);
@@ -219,7 +221,14 @@ void Manager::dispatch(const moelink_dispatch_args *args, moelink_stream stream,
     if (call.args.layout != MOELINK_LAYOUT_RANK_MAJOR) received_as.outputs = {};
     // The caller's mark may be the id of an expert of ours. Experts' rows come without ids, so the mark is free.
     if (call.args.layout == MOELINK_LAYOUT_EXPERT_MAJOR || call.args.layout == MOELINK_LAYOUT_EXPERT_PADDED) received_as.args.invalid_id = -1;
-    const Received received = in_round(capturing, [&] { return backend_->dispatch(received_as, stream); });
+    const Received received = in_round(capturing, [&] {
+        try {
+            return backend_->dispatch(received_as, stream);
+        } catch (const Error &error) {
+            if (loses_round(error.status())) slot.arrangement->miss();
+            throw;
+        }
+    });
     if (call.args.load_counts != nullptr && call.routed && !call.cached) {
         count_loads(device_, owners_.ranks(), slot.arrangement->entry(), config_.top_k, call.args, stream);
     }
@@ -336,6 +345,10 @@ void Manager::alltoallv(int32_t index, const moelink_rows *tensors, int32_t coun
     const Slot &slot = find_slot(index);
     const bool capturing = device_.capturing(stream);
     if (slot.stage != Stage::dispatched && !capturing) fail(MOELINK_ERR_INVALID_STATE, "slot {} has no routing; call moelink_prepare first", index);
+    if (slot.dispatch.args.layout != MOELINK_LAYOUT_RANK_MAJOR) {
+        fail(MOELINK_ERR_UNSUPPORTED, "slot {} was dispatched with layout {}, whose rows are arranged after the FIFOs; alltoallv goes with moelink_prepare, or "
+             "a dispatch with MOELINK_LAYOUT_RANK_MAJOR", index, moelink_layout_name(slot.dispatch.args.layout));
+    }
     const AlltoallvCall call = read_alltoallv(index, tensors, count, outputs, slot.dispatch.args.num_tokens, config_);
     in_round(capturing, [&] { backend_->alltoallv(call, stream); });
 }
