@@ -301,8 +301,8 @@ void Comm::finish() {
             // What overlapped rounds have received is known to have landed.
             if (round.stream == stream_ || !copies.empty()) device_.synchronize(stream_);
         });
-    } catch (const Error &error) {
-        call_off({error.status(), error.text()});
+    } catch (const std::exception &) {
+        call_off(attempt([] { throw; }));
         throw;
     }
     count(round);
@@ -312,9 +312,9 @@ void Comm::finish() {
 void Comm::end(Flight &flight) {
     try {
         flight.exchange->finish(Deadline::after_ns(params_.timeout_ns));
-    } catch (const Error &error) {
+    } catch (const std::exception &error) {
         ++stats_.failed_rounds;
-        if (flight.exchange->lost()) poison(error.text());
+        if (flight.exchange->lost()) poison(error.what());
         throw;
     }
 }

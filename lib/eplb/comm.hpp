@@ -55,13 +55,14 @@ public:
     void or_poison(Body &&body) {
         try {
             body();
-        } catch (const Error &error) {
-            poison(error.text());
+        } catch (const std::exception &error) {
+            poison(error.what());
             group_->abort();
             throw;
         }
     }
-    // Collective where any is under way: those fail on all ranks, and when this returns nobody reads their rows any more.
+    // Collective where any is under way: those fail on all ranks. What peers still read of this rank's rows, until they too return from
+    // here, they drop.
     void call_off(const Outcome &why);
     bool can_overlap() const { return row_ != nullptr && !row_->together; }
 

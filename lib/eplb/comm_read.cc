@@ -20,7 +20,7 @@ class ReadFlight final : public CommFlight {
 public:
     ReadFlight(PullRoom &room, StripCopier &copier, Network *network, const Looked *looked, Round &round)
         : device_(room.device), copier_(copier), looked_(looked), round_(round), pull_(room, round) {
-        if (network != nullptr) network_reads_ = std::make_unique<NetworkReads>(*network, room.chunk_bytes);
+        if (network != nullptr) network_reads_ = std::make_unique<NetworkReads>(*network, room.chunk_bytes, Mark(device_, round.stream));
     }
 
     void ready(int peer) override {
@@ -170,7 +170,7 @@ private:
     Reach reach_;
     PullRoom room_;
     Networks networks_;
-    std::unique_ptr<NetworkMemory> landing_;
+    std::shared_ptr<NetworkMemory> landing_;
     Looked looked_;
     std::map<int32_t, Looked> layers_;  // by number
 };

@@ -54,10 +54,10 @@ public:
     virtual std::string transports(int peer) const = 0;
 
     virtual std::unique_ptr<NetworkKey> unlock(int peer, const uint8_t *key, size_t bytes) = 0;
-    // Memory that peers may read.
-    virtual std::unique_ptr<NetworkMemory> share(void *base, uint64_t bytes) = 0;
+    // Memory that peers may read. Asked again for the same memory it may give the same object.
+    virtual std::shared_ptr<NetworkMemory> share(void *base, uint64_t bytes) = 0;
     // Memory that many gets will land in; NULL where that saves nothing, or cannot be.
-    virtual std::unique_ptr<NetworkMemory> land(void *base, uint64_t bytes) noexcept = 0;
+    virtual std::shared_ptr<NetworkMemory> land(void *base, uint64_t bytes) noexcept = 0;
 
     // Advances what is under way.
     virtual void progress() const = 0;

@@ -103,6 +103,11 @@ bool NetworkPeers::joined(int a, int b) const {
     return (flags_ & MOELINK_EPLB_COMM_F_NO_MAP) != 0 || !may_share_host(here, there);
 }
 
+// A meeting that failed may have left reads under way.
+NetworkPeers::~NetworkPeers() {
+    if (network_ && std::any_of(peers_.begin(), peers_.end(), [](const Peer &peer) { return !peer.gets.empty(); })) network_->close();
+}
+
 int64_t NetworkPeers::wanted() const {
     int64_t pairs = 0;
     for (int a = 0; a < group_.size(); ++a) {
@@ -133,21 +138,21 @@ int64_t NetworkPeers::meet(const Deadline &deadline) {
         if (given_up[static_cast<size_t>(rank)] != 0 && joined(group_.rank(), rank)) refuse(peer, fmt::format("it was given up on rank {}", rank));
         if (peer.proven) peer.transports = network_->transports(rank);
         peer.landing = {};
-        peer.probe_key.reset();
         reads += peer.proven ? 1 : 0;
     }
-    probe_memory_.reset();
-    probe_ = {};
     int64_t all = 0;
     for (const int32_t one : group_.allgather(reads, deadline)) all += one;
-    if (all == 0) network_.reset();
+    if (all == 0) leave();
     return all;
 }
 
 void NetworkPeers::leave() {
     for (Peer &peer : peers_) {
         if (peer.proven) refuse(peer, "another network was chosen");
+        peer.probe_key.reset();
     }
+    probe_memory_.reset();
+    probe_ = {};
     network_.reset();
 }
 
@@ -251,11 +256,13 @@ void NetworkPeers::wire(const Deadline &deadline) {
 }
 
 // By the bits of rank numbers: of two ranks that differ in a bit, one reads while the other sleeps in the group's exchange, then
-// the other way round. A few turns serve any number of ranks.
+// the other way round. A few turns serve any number of ranks; where nothing came at all in two of them, more would only wait.
 void NetworkPeers::prove(const Deadline &deadline) {
     const int me = group_.rank();
+    Tally all{};
+    int in_vain = 0;
     for (int bit = 1; bit < group_.size(); bit <<= 1) {
-        Tally all{};
+        const int32_t begun = all.begun;
         for (int side = 0; side < 2; ++side) {
             Tally mine{};
             std::vector<int> tried;
@@ -281,11 +288,10 @@ void NetworkPeers::prove(const Deadline &deadline) {
                 all.came += one.came;
             }
         }
-        if (all.begun != 0 && all.came == 0) return give_up();
+        if (all.begun != begun && all.came == 0 && ++in_vain == 2) return give_up();
     }
 }
 
-// Where nothing came at all, further turns would only wait.
 void NetworkPeers::give_up() {
     std::string why = "not tried, since nothing could be read on other ranks";
     for (size_t rank = 0; rank < peers_.size(); ++rank) {

@@ -16,13 +16,16 @@ struct NetworkLayer {
         std::vector<uint64_t> row_stride;
         std::string why;
     };
-    std::vector<std::unique_ptr<NetworkMemory>> mine;
+    std::vector<std::shared_ptr<NetworkMemory>> mine;
     std::vector<Rows> ranks;
 };
 
 class NetworkPeers {
 public:
     NetworkPeers(const CommBackendParams &params, const NetworkKind &kind);
+    ~NetworkPeers();
+    NetworkPeers(const NetworkPeers &) = delete;
+    NetworkPeers &operator=(const NetworkPeers &) = delete;
 
     // Ordered pairs of ranks that are to be joined; all ranks say the same.
     int64_t wanted() const;
@@ -77,7 +80,7 @@ private:
     const NetworkKind &kind_;
     std::shared_ptr<Network> network_;
     Buffer probe_;
-    std::unique_ptr<NetworkMemory> probe_memory_;
+    std::shared_ptr<NetworkMemory> probe_memory_;
     std::vector<Peer> peers_;
     std::string name_;  // with its version
 };

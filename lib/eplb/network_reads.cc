@@ -86,6 +86,7 @@ void NetworkReads::collect() {
 
 Busy NetworkReads::poll() {
     if (fetches_.empty()) return Busy::no;
+    if (flying_.empty() && !free_.passed()) return Busy::waiting;
     try {
         uint64_t begun = 0;
         while (!waiting_.empty() && flying_.size() < most_flying && begun < most_begun) {

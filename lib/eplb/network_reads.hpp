@@ -12,7 +12,8 @@ void end_gets(Network &network, std::vector<std::unique_ptr<NetworkGet>> gets);
 
 class NetworkReads {
 public:
-    NetworkReads(Network &network, uint64_t piece_bytes) : network_(network), piece_bytes_(piece_bytes) {}
+    // Nothing is read before `free` has passed: a network knows no stream, and rows of before may still be copied from where it lands.
+    NetworkReads(Network &network, uint64_t piece_bytes, Mark free) : network_(network), piece_bytes_(piece_bytes), free_(std::move(free)) {}
 
     // The rows of a slot of a peer that is ready.
     void fetch(Transfer &receive, const NetworkLayer::Rows &rows);
@@ -43,6 +44,7 @@ private:
 
     Network &network_;
     const uint64_t piece_bytes_;
+    const Mark free_;
     std::deque<Fetch> fetches_;    // a deque: its elements stay where they are
     std::deque<Fetch *> waiting_;  // those with pieces to begin, in turn
     std::vector<Piece> flying_;

@@ -27,7 +27,7 @@ private:
     const Device host_;
     Networks networks_;
     NetworkLayer rings_;
-    std::unique_ptr<NetworkMemory> landing_;
+    std::shared_ptr<NetworkMemory> landing_;
 };
 
 }  // namespace moelink::eplb

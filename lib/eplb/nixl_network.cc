@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <utility>
 
 #include <sodium.h>
 
@@ -66,6 +67,8 @@ private:
 };
 
 class NixlGet;
+class NixlKey;
+class NixlRegion;
 
 class NixlNetwork final : public Network {
 public:
@@ -75,8 +78,8 @@ public:
     void connect(int peer, const uint8_t *address, size_t bytes, Loss loss) override;
     std::string transports(int peer) const override { return peers_.count(peer) != 0 ? backend_text_ : "none"; }
     std::unique_ptr<NetworkKey> unlock(int peer, const uint8_t *key, size_t bytes) override;
-    std::unique_ptr<NetworkMemory> share(void *base, uint64_t bytes) override;
-    std::unique_ptr<NetworkMemory> land(void *base, uint64_t bytes) noexcept override;
+    std::shared_ptr<NetworkMemory> share(void *base, uint64_t bytes) override;
+    std::shared_ptr<NetworkMemory> land(void *base, uint64_t bytes) noexcept override;
     void progress() const override {}
     void close() noexcept override;
 
@@ -96,36 +99,49 @@ private:
     const uint64_t device_number_;
     NixlAgent *agent_ = nullptr;
     NixlBackend *backend_ = nullptr;
-    std::map<int, std::string> peers_;  // names of their agents
-    std::multimap<uintptr_t, uint64_t> registered_;  // base, bytes
+    // What is known of a peer's agent. NIXL cannot forget a key by itself, so that agent is met anew once a key has gone: its memory may
+    // have been registered again, under another key.
+    struct Peer {
+        std::string name;
+        Bytes address;
+        std::set<const NixlKey *> keys;
+        bool stale = false;
+    };
+    void meet(Peer &peer);
+    std::shared_ptr<NixlRegion> register_once(void *base, uint64_t bytes);
+
+    std::map<int, Peer> peers_;
+    std::map<std::pair<uintptr_t, uint64_t>, std::weak_ptr<NixlRegion>> registered_;  // by base and bytes, as NIXL tells them apart; none expired
     std::set<NixlGet *> gets_;  // under way
 };
 
 // Registered until it goes.
 class NixlRegion final : public NetworkMemory {
 public:
-    enum class For { peers, landing };
-    NixlRegion(std::shared_ptr<NixlNetwork> network, void *base, uint64_t bytes, For whom);
+    NixlRegion(std::shared_ptr<NixlNetwork> network, void *base, uint64_t bytes);
     ~NixlRegion() override;
+    // Peers may read it from now on.
+    void share();
 
 private:
     std::shared_ptr<NixlNetwork> network_;
+    const std::pair<uintptr_t, uint64_t> range_;
     Regions regions_;
-    std::multimap<uintptr_t, uint64_t>::iterator entry_;
 };
 
 class NixlKey final : public NetworkKey {
 public:
-    NixlKey(std::shared_ptr<NixlNetwork> network, int peer, std::string agent, uint64_t device)
-        : network_(std::move(network)), peer_(peer), agent_(std::move(agent)), device_(device) {}
+    NixlKey(std::shared_ptr<NixlNetwork> network, int peer, uint64_t device, Bytes metadata);
+    ~NixlKey() override;
     std::unique_ptr<NetworkGet> get(void *to, uint64_t from, uint64_t bytes) override;
+    const Bytes &metadata() const { return metadata_; }
 
 private:
     friend class NixlGet;
     std::shared_ptr<NixlNetwork> network_;
     const int peer_;
-    const std::string agent_;
     const uint64_t device_;  // the peer's number of it
+    const Bytes metadata_;
 };
 
 class NixlGet final : public NetworkGet {
@@ -138,7 +154,7 @@ public:
 private:
     std::shared_ptr<NixlNetwork> network_;
     const int peer_;
-    std::unique_ptr<NetworkMemory> landing_;  // NULL where it lands in what was registered before
+    std::shared_ptr<NetworkMemory> landing_;  // NULL where it lands in what was registered before
     NixlRequest *request_ = nullptr;
 };
 
@@ -181,7 +197,7 @@ void NixlNetwork::close() noexcept {
         const Nixl &table = nixl();
         DeviceGuard guard(device_);
         while (!gets_.empty()) (*gets_.begin())->forget();
-        for (const auto &[peer, name] : peers_) table.drop_metadata(agent_, name.c_str());
+        for (const auto &[rank, peer] : peers_) table.drop_metadata(agent_, peer.name.c_str());
         if (backend_ != nullptr) table.destroy_backend(backend_);
         check_nixl(table.destroy_agent(agent_), "nixl_capi_destroy_agent");
     } catch (const std::exception &error) {
@@ -211,20 +227,40 @@ std::string NixlNetwork::load(const uint8_t *data, size_t bytes) {
 void NixlNetwork::connect(int peer, const uint8_t *address, size_t bytes, Loss) {
     DeviceGuard guard(device_);
     const std::string name = load(address, bytes);
-    for (const auto &[other, taken] : peers_) {
-        if (taken == name) fail(MOELINK_ERR_PROTOCOL, "ranks {} and {} have one agent of NIXL", other, peer);
+    for (const auto &[rank, other] : peers_) {
+        if (other.name == name) fail(MOELINK_ERR_PROTOCOL, "ranks {} and {} have one agent of NIXL", rank, peer);
     }
-    peers_[peer] = name;
+    peers_[peer] = Peer{name, Bytes(address, address + bytes), {}, false};
     check_nixl(nixl().connect(agent_, name.c_str(), nullptr), "nixl_capi_agent_make_connection");
 }
 
-std::unique_ptr<NetworkMemory> NixlNetwork::share(void *base, uint64_t bytes) {
-    return std::make_unique<NixlRegion>(self(), base, bytes, NixlRegion::For::peers);
+// Nothing of it is under way: keys go and come between rounds.
+void NixlNetwork::meet(Peer &peer) {
+    if (!peer.stale) return;
+    nixl().drop_metadata(agent_, peer.name.c_str());
+    load(peer.address.data(), peer.address.size());
+    check_nixl(nixl().connect(agent_, peer.name.c_str(), nullptr), "nixl_capi_agent_make_connection");
+    for (const NixlKey *key : peer.keys) load(key->metadata().data(), key->metadata().size());
+    peer.stale = false;
 }
 
-std::unique_ptr<NetworkMemory> NixlNetwork::land(void *base, uint64_t bytes) noexcept {
+std::shared_ptr<NixlRegion> NixlNetwork::register_once(void *base, uint64_t bytes) {
+    const std::pair<uintptr_t, uint64_t> range(reinterpret_cast<uintptr_t>(base), bytes);
+    if (auto found = registered_.find(range); found != registered_.end()) return found->second.lock();
+    auto region = std::make_shared<NixlRegion>(self(), base, bytes);
+    registered_[range] = region;
+    return region;
+}
+
+std::shared_ptr<NetworkMemory> NixlNetwork::share(void *base, uint64_t bytes) {
+    std::shared_ptr<NixlRegion> region = register_once(base, bytes);
+    region->share();
+    return region;
+}
+
+std::shared_ptr<NetworkMemory> NixlNetwork::land(void *base, uint64_t bytes) noexcept {
     try {
-        return std::make_unique<NixlRegion>(self(), base, bytes, NixlRegion::For::landing);
+        return register_once(base, bytes);
     } catch (const std::exception &error) {
         log(MOELINK_LOG_WARN, "each read registers where it lands: {}", error.what());
         return nullptr;
@@ -233,31 +269,31 @@ std::unique_ptr<NetworkMemory> NixlNetwork::land(void *base, uint64_t bytes) noe
 
 bool NixlNetwork::is_registered(const void *base, uint64_t bytes) const {
     const auto from = reinterpret_cast<uintptr_t>(base);
-    return std::any_of(registered_.begin(), registered_.upper_bound(from),
-                       [&](const auto &region) { return from - region.first <= region.second && bytes <= region.second - (from - region.first); });
+    return std::any_of(registered_.begin(), registered_.upper_bound({from, UINT64_MAX}), [&](const auto &region) {
+        const auto &[start, size] = region.first;
+        return from - start <= size && bytes <= size - (from - start);
+    });
 }
 
-NixlRegion::NixlRegion(std::shared_ptr<NixlNetwork> network, void *base, uint64_t bytes, For whom)
-    : network_(std::move(network)), regions_(network_->memory_) {
+NixlRegion::NixlRegion(std::shared_ptr<NixlNetwork> network, void *base, uint64_t bytes)
+    : network_(std::move(network)), range_(reinterpret_cast<uintptr_t>(base), bytes), regions_(network_->memory_) {
     if (network_->agent_ == nullptr) fail(MOELINK_ERR_INVALID_STATE, "NIXL was given up");
     DeviceGuard guard(network_->device_);
     regions_.add(base, bytes, network_->device_number_);
     check_nixl(nixl().register_memory(network_->agent_, regions_.get(), nullptr), "nixl_capi_register_mem");
-    try {
-        if (whom == For::peers) {
-            key_ = network_->metadata(regions_);
-            const auto *number = reinterpret_cast<const uint8_t *>(&network_->device_number_);
-            key_.insert(key_.begin(), number, number + sizeof network_->device_number_);
-        }
-        entry_ = network_->registered_.emplace(reinterpret_cast<uintptr_t>(base), bytes);
-    } catch (...) {
-        nixl().deregister_memory(network_->agent_, regions_.get(), nullptr);
-        throw;
-    }
+}
+
+void NixlRegion::share() {
+    if (!key_.empty()) return;
+    DeviceGuard guard(network_->device_);
+    const Bytes metadata = network_->metadata(regions_);
+    const auto *number = reinterpret_cast<const uint8_t *>(&network_->device_number_);
+    key_.assign(number, number + sizeof network_->device_number_);
+    key_.insert(key_.end(), metadata.begin(), metadata.end());
 }
 
 NixlRegion::~NixlRegion() {
-    network_->registered_.erase(entry_);
+    network_->registered_.erase(range_);
     if (network_->agent_ == nullptr) return;
     try {
         DeviceGuard guard(network_->device_);
@@ -274,9 +310,22 @@ std::unique_ptr<NetworkKey> NixlNetwork::unlock(int peer, const uint8_t *key, si
     if (bytes <= sizeof number) fail(MOELINK_ERR_PROTOCOL, "rank {} gives a key of {} bytes", peer, bytes);
     std::memcpy(&number, key, sizeof number);
     DeviceGuard guard(device_);
+    meet(found->second);
     const std::string name = load(key + sizeof number, bytes - sizeof number);
-    if (name != found->second) fail(MOELINK_ERR_PROTOCOL, "rank {} gives a key to the memory of another agent", peer);
-    return std::make_unique<NixlKey>(self(), peer, name, number);
+    if (name != found->second.name) fail(MOELINK_ERR_PROTOCOL, "rank {} gives a key to the memory of another agent", peer);
+    return std::make_unique<NixlKey>(self(), peer, number, Bytes(key + sizeof number, key + bytes));
+}
+
+NixlKey::NixlKey(std::shared_ptr<NixlNetwork> network, int peer, uint64_t device, Bytes metadata)
+    : network_(std::move(network)), peer_(peer), device_(device), metadata_(std::move(metadata)) {
+    network_->peers_.at(peer).keys.insert(this);
+}
+
+NixlKey::~NixlKey() {
+    auto found = network_->peers_.find(peer_);
+    if (found == network_->peers_.end()) return;  // it was closed
+    found->second.keys.erase(this);
+    found->second.stale = true;
 }
 
 std::unique_ptr<NetworkGet> NixlKey::get(void *to, uint64_t from, uint64_t bytes) {
@@ -288,10 +337,12 @@ NixlGet::NixlGet(const NixlKey &key, void *to, uint64_t from, uint64_t bytes) : 
     if (network.agent_ == nullptr) fail(MOELINK_ERR_PEER_UNREACHABLE, "NIXL was given up before it read from rank {}", peer_);
     const Nixl &table = nixl();
     DeviceGuard guard(network.device_);
-    if (!network.is_registered(to, bytes)) landing_ = std::make_unique<NixlRegion>(network_, to, bytes, NixlRegion::For::landing);
+    NixlNetwork::Peer &peer = network.peers_.at(peer_);
+    network.meet(peer);
+    if (!network.is_registered(to, bytes)) landing_ = network.register_once(to, bytes);
     const Pieces local(network.memory_, reinterpret_cast<uintptr_t>(to), bytes, network.device_number_);
     const Pieces remote(network.memory_, from, bytes, key.device_);
-    check_nixl(table.create_request(network.agent_, nixl_read, local.get(), remote.get(), key.agent_.c_str(), &request_, nullptr),
+    check_nixl(table.create_request(network.agent_, nixl_read, local.get(), remote.get(), peer.name.c_str(), &request_, nullptr),
                "nixl_capi_create_xfer_req");
     network.gets_.insert(this);
     const NixlStatus posted = table.post_request(network.agent_, request_, nullptr);

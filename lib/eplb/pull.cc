@@ -75,7 +75,7 @@ void Pull::fetch(Transfer &receive) {
     const ProcessPlace &here = room_.places[static_cast<size_t>(room_.group.rank())];
     const bool one_host = may_share_host(here, room_.places[static_cast<size_t>(receive.peer)]);
     receive.link = one_host ? MOELINK_EPLB_LINK_HOST : MOELINK_EPLB_LINK_NETWORK;
-    wanted_.push_back(Fetch{&receive, total_bytes(receive.rows), 0, 0});
+    wanted_.push_back(Fetch{&receive, total_bytes(receive.rows), 0, 0, {}});
     asking_.push_back(&wanted_.back());
 }
 
@@ -122,10 +122,11 @@ void Pull::ask() {
     while (!asking_.empty() && in_flight_ < ChunkRing::slots) {
         Fetch &fetch = *asking_.front();
         asking_.pop_front();
-        const uint64_t bytes = std::min(room_.chunk_bytes, fetch.bytes - fetch.asked);
+        const uint64_t bytes = chunk_at(fetch, fetch.asked);
         const uint32_t kind = room_.reads(fetch.receive->peer) ? kind_ask_place : kind_ask;
         const MessageHead head{round_.generation, kind, fetch.receive->item, fetch.asked, bytes};
         room_.group.send(fetch.receive->peer, make_message(head), round_.deadline);
+        fetch.open.push_back(fetch.asked);
         fetch.asked += bytes;
         ++in_flight_;
         if (fetch.asked < fetch.bytes) asking_.push_back(&fetch);
@@ -146,14 +147,20 @@ void Pull::serve() {
     }
 }
 
+uint64_t Pull::chunk_at(const Fetch &fetch, uint64_t offset) const { return std::min(room_.chunk_bytes, fetch.bytes - offset); }
+
 Pull::Fetch &Pull::asked(int from, const MessageHead &head) {
     auto mine = [&](const Fetch &fetch) { return fetch.receive->peer == from && fetch.receive->item == head.item; };
     auto found = std::find_if(wanted_.begin(), wanted_.end(), mine);
-    if (found == wanted_.end() || head.offset > found->asked || head.bytes > found->asked - head.offset) {
+    const bool open = found != wanted_.end() && std::find(found->open.begin(), found->open.end(), head.offset) != found->open.end();
+    if (!open || head.bytes != chunk_at(*found, head.offset)) {
         fail(MOELINK_ERR_PROTOCOL, "rank {} has {} bytes of item {} that nobody asked for", from, head.bytes, head.item);
     }
     return *found;
 }
+
+// It will not come again.
+void Pull::accept(Fetch &fetch, const MessageHead &head) { std::erase(fetch.open, head.offset); }
 
 // -1: there is none, and the message waits for one.
 int Pull::landing_slot(int from, const Payload &payload) {
@@ -166,11 +173,13 @@ void Pull::receive(int from, const MessageHead &head, const Payload &payload) {
     Fetch &fetch = asked(from, head);
     if (payload.bytes != sizeof head + head.bytes) fail(MOELINK_ERR_PROTOCOL, "rank {} sent {} of {} bytes", from, payload.bytes, head.bytes);
     if (!room_.device.on_cuda()) {
+        accept(fetch, head);
         scatter_range(room_.device, fetch.receive->rows, payload.data + sizeof head, head.offset, head.bytes, round_.stream);
         return arrived(fetch, head.bytes);
     }
     const int slot = landing_slot(from, payload);
     if (slot < 0) return;
+    accept(fetch, head);
     std::memcpy(room_.landing->at(slot), payload.data, payload.bytes);
     move_on(fetch, Request{from, head}, slot);
 }
@@ -181,6 +190,7 @@ void Pull::read(int from, const MessageHead &head, const Payload &payload) {
     if (!room_.reads(from)) fail(MOELINK_ERR_PROTOCOL, "rank {} says where a chunk is that is not to be read", from);
     const int slot = landing_slot(from, payload);
     if (slot < 0) return;
+    accept(fetch, head);
     const uint64_t offset = room_.ring->offset(peer_slot) + sizeof head;  // rings are alike
     fetch.receive->link = MOELINK_EPLB_LINK_NETWORK;
     try {

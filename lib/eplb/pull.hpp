@@ -41,6 +41,9 @@ private:
 struct PullRoom {
     enum class Way { connections, network_too };
     PullRoom(const CommBackendParams &params, Way way);
+    ~PullRoom() { network.reset(); }  // before the landing that it has registered
+    PullRoom(const PullRoom &) = delete;
+    PullRoom &operator=(const PullRoom &) = delete;
     // Collective, with network_too.
     void meet(const Deadline &deadline);
     bool reads(int rank) const { return network && network->reads(rank); }
@@ -76,6 +79,7 @@ private:
         uint64_t bytes;
         uint64_t asked;   // [bytes] from the start
         uint64_t landed;  // [bytes]
+        std::vector<uint64_t> open;  // offsets of the chunks that have been asked for and not come
     };
     // A chunk that a peer has asked for.
     struct Request {
@@ -108,7 +112,10 @@ private:
     void receive(int from, const MessageHead &head, const Payload &payload);
     void read(int from, const MessageHead &head, const Payload &payload);
     void take_back(int peer, int slot);
+    // Throws PROTOCOL for a chunk that is none of those that were asked for.
     Fetch &asked(int from, const MessageHead &head);
+    uint64_t chunk_at(const Fetch &fetch, uint64_t offset) const;
+    void accept(Fetch &fetch, const MessageHead &head);
     int landing_slot(int from, const Payload &payload);
     void move_on(Fetch &fetch, const Request &request, int slot);
     void advance_reads();

@@ -160,6 +160,9 @@ void Rearrangement::read_layers(const Shape &shape) {
             fail(MOELINK_ERR_INVALID_ARGUMENT, "layer {} is registered with {} slots on rank {}, and shape has {} slots a rank", layer.number,
                  layer.rank_slots[rank], rank, shape.rank_slots());
         }
+        if (std::find(layers_.begin(), layers_.end(), &layer) != layers_.end()) {
+            fail(MOELINK_ERR_INVALID_ARGUMENT, "layer {} is in params.layers twice", layer.number);
+        }
         layers_.push_back(&layer);
     }
 }

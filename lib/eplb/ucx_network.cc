@@ -29,8 +29,8 @@ public:
     void connect(int peer, const uint8_t *address, size_t bytes, Loss loss) override;
     std::string transports(int peer) const override;
     std::unique_ptr<NetworkKey> unlock(int peer, const uint8_t *key, size_t bytes) override;
-    std::unique_ptr<NetworkMemory> share(void *base, uint64_t bytes) override;
-    std::unique_ptr<NetworkMemory> land(void *, uint64_t) noexcept override { return nullptr; }
+    std::shared_ptr<NetworkMemory> share(void *base, uint64_t bytes) override;
+    std::shared_ptr<NetworkMemory> land(void *, uint64_t) noexcept override { return nullptr; }
     void progress() const override;
     void close() noexcept override;
 
@@ -200,7 +200,7 @@ void UcxNetwork::progress() const {
 
 std::unique_ptr<NetworkKey> UcxNetwork::unlock(int peer, const uint8_t *key, size_t) { return std::make_unique<UcxKey>(self(), peer, key); }
 
-std::unique_ptr<NetworkMemory> UcxNetwork::share(void *base, uint64_t bytes) { return std::make_unique<UcxMemory>(self(), base, bytes); }
+std::shared_ptr<NetworkMemory> UcxNetwork::share(void *base, uint64_t bytes) { return std::make_shared<UcxMemory>(self(), base, bytes); }
 
 UcxMemory::UcxMemory(std::shared_ptr<UcxNetwork> network, void *base, uint64_t bytes) : network_(std::move(network)) {
     const Ucx &table = ucx();

@@ -211,6 +211,37 @@ static void test_direct(void **state) {
     assert_int_equal(run_ranks(3, 0, &plan, "direct", lands_anywhere), 0);
 }
 
+/* --- other memory for a layer, where earlier memory was --- */
+
+static void registers_again(rank_context *ctx) {
+    const struct plan *plan = ctx->user;
+    int32_t from[64], to[64];
+    char reasons[4096];
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    exchange_two_maps(ctx->size, SLOTS, from, to);
+    moelink_eplb_comm *comm = make(ctx, plan, SLOTS);
+    exchange_layer layer = exchange_make(ctx, 0, SLOTS, plan->scale, EXCHANGE_PLAIN);
+    exchange_register(ctx, comm, &layer);
+    for (int turn = 0; turn < 5; ++turn) {
+        rank_scene(ctx, "turn %d", turn);
+        exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
+        exchange_run(ctx, comm, &layer, from, to);
+        RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
+        if (info.read_peers != ctx->size - 1) RANK_FAIL(ctx, "%s", reasons);
+        exchange_layer other = exchange_make(ctx, 0, SLOTS, plan->scale + (uint64_t)(turn % 2), EXCHANGE_PLAIN);
+        exchange_register(ctx, comm, &other);
+        exchange_free(ctx, &layer); /* register is collective, so nobody reads it any more; the next may lie there */
+        layer = other;
+    }
+    end(ctx, comm, &layer, 1);
+}
+
+static void test_registered_again(void **state) {
+    (void)state;
+    NEEDS_READS();
+    assert_int_equal(run_ranks(3, 0, &plain, "registered again", registers_again), 0);
+}
+
 /* --- batches of a rearrangement, several under way --- */
 
 static void rearranged(rank_context *ctx) {
@@ -405,6 +436,52 @@ static void test_fake_sleeps(void **state) {
     if (!is_fake) skip();
     setenv("MOELINK_FAKE_NETWORK", "slow", 1);
     assert_int_equal(run_ranks(2, 0, &plain, "sleeps", sleeps), 0);
+}
+
+/* Reads that are under way when a meeting fails land nowhere else. */
+static void meets_nobody(rank_context *ctx) {
+    moelink_eplb_comm *comm = NULL;
+    moelink_eplb_comm_params params = MOELINK_EPLB_COMM_PARAMS_INIT;
+    params.flags = MOELINK_EPLB_COMM_F_NO_MAP;
+    params.timeout_ns = (uint64_t)ranks_scaled_ms(2000) * 1000000u;
+    setenv("MOELINK_FAKE_NETWORK", ctx->rank == VICTIM ? "dies" : "stuck", 1);
+    RANK_OK(ctx, moelink_eplb_comm_create(ctx->group, MOELINK_EPLB_COMM_READ, &comm));
+    RANK_STATUS(ctx, moelink_eplb_comm_init(comm, &params), MOELINK_ERR_PEER_EXITED);
+    moelink_eplb_comm_destroy(comm);
+}
+
+static void test_fake_meeting(void **state) {
+    static const int victim = VICTIM;
+    (void)state;
+    if (!is_fake) skip();
+    rank_options options;
+    memset(&options, 0, sizeof(options));
+    options.size = 2;
+    options.user = (void *)&plain;
+    options.name = "a meeting that fails";
+    options.no_finalize = 1;
+    options.dying = &victim;
+    options.dying_count = 1;
+    assert_int_equal(ranks_run(&options, meets_nobody), 0);
+}
+
+/* Ranks in islands read those of their own, whatever else there is. */
+static void islands(rank_context *ctx) {
+    char reasons[4096];
+    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    if (ctx->rank == 2) setenv("MOELINK_FAKE_NETWORK", "deaf", 1);
+    moelink_eplb_comm *comm = make(ctx, ctx->user, 1);
+    exchange_layer layer = exchange_make(ctx, 0, 1, 4, EXCHANGE_PLAIN);
+    exchange_register(ctx, comm, &layer);
+    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
+    RANK_EQUAL(ctx, info.read_peers, ctx->rank == 2 ? 0 : 1);
+    end(ctx, comm, &layer, 1);
+}
+
+static void test_fake_islands(void **state) {
+    (void)state;
+    if (!is_fake) skip();
+    assert_int_equal(run_ranks(3, 0, &plain, "islands", islands), 0);
 }
 
 /* --- a round that fails --- */
@@ -602,6 +679,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_reads, forget),
         cmocka_unit_test_setup(test_direct, forget),
+        cmocka_unit_test_setup(test_registered_again, forget),
         cmocka_unit_test_setup(test_rearranged, forget),
         cmocka_unit_test_setup(test_one_process, forget),
         cmocka_unit_test_setup(test_absent, forget),
@@ -609,6 +687,8 @@ int main(void) {
         cmocka_unit_test_setup(test_fake_refusals, forget),
         cmocka_unit_test_setup(test_fake_choice, forget),
         cmocka_unit_test_setup(test_fake_sleeps, forget),
+        cmocka_unit_test_setup(test_fake_meeting, forget),
+        cmocka_unit_test_setup(test_fake_islands, forget),
         cmocka_unit_test_setup(test_fake_failures, forget),
         cmocka_unit_test_setup(test_fake_wrong, forget),
         cmocka_unit_test_setup(test_killed, forget),

@@ -205,6 +205,9 @@ static void refusals(rank_context *ctx) {
     refused(ctx, &model, &shape, &params, invalid, "struct_size is 0");
     params = good, params.layers = NULL;
     refused(ctx, &model, &shape, &params, invalid, "layer 0 is not registered");
+    const int32_t twice[] = {model.numbers[0], model.numbers[1], model.numbers[0]};
+    params = good, params.layers = twice;
+    refused(ctx, &model, &shape, &params, invalid, "is in params.layers twice");
     params = good, params.overlap = 3;
     refused(ctx, &model, &shape, &params, invalid, "params.overlap is 3");
     params = good, params.old_ranks = 1, params.old_count = 15;

@@ -10,12 +10,10 @@
 
 #include "driver/nixl.hpp"
 
-#include <compare>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -24,7 +22,13 @@ namespace moelink {
 struct Range {
     uintptr_t first;
     size_t bytes;
-    auto operator<=>(const Range &) const = default;
+    bool operator==(const Range &) const = default;
+};
+// With a key, which is the only one while the word that it lies in holds it.
+struct Registration {
+    Range range;
+    uint64_t *word;
+    uint64_t key;
 };
 
 struct NixlRegions {
@@ -40,12 +44,12 @@ struct NixlBackend {};
 struct NixlAgent {
     struct Peer {
         fake_card card;
-        std::vector<Range> ranges;
+        std::vector<Registration> known;
         bool connected = false;
     };
     std::string name;
     fake_worker *worker;
-    std::multiset<Range> registered;
+    std::vector<Registration> registered;
     std::map<std::string, Peer> peers;
     int requests = 0;
 };
@@ -73,12 +77,19 @@ struct MetadataHead {
     uint64_t ranges;
 };
 
-template <class Ranges>
-bool covers(const Ranges &ranges, const Range &one) {
-    for (const Range &range : ranges) {
-        if (one.first >= range.first && one.bytes <= range.bytes && one.first - range.first <= range.bytes - one.bytes) return true;
+// As NIXL does, they take the first of several.
+Registration *covering(std::vector<Registration> &all, const Range &one) {
+    for (Registration &entry : all) {
+        const Range &range = entry.range;
+        if (one.first >= range.first && one.bytes <= range.bytes && one.first - range.first <= range.bytes - one.bytes) return &entry;
     }
-    return false;
+    return nullptr;
+}
+Registration *same(std::vector<Registration> &all, const Range &one) {
+    for (Registration &entry : all) {
+        if (entry.range == one) return &entry;
+    }
+    return nullptr;
 }
 
 [[noreturn]] void misused(const char *what) {
@@ -153,45 +164,55 @@ EXPORT NixlStatus nixl_capi_destroy_reg_dlist(NixlRegions *regions) {
 }
 EXPORT NixlStatus nixl_capi_register_mem(NixlAgent *agent, NixlRegions *regions, NixlOptions *) {
     if (fake_is_told("unmapped")) return failed;
-    agent->registered.insert(regions->ranges.begin(), regions->ranges.end());
+    static uint64_t last;
+    for (const Range &range : regions->ranges) {
+        ++last;
+        agent->registered.push_back({range, new uint64_t(last), last});
+    }
     return 0;
 }
 EXPORT NixlStatus nixl_capi_deregister_mem(NixlAgent *agent, NixlRegions *regions, NixlOptions *) {
     for (const Range &range : regions->ranges) {
-        auto found = agent->registered.find(range);
-        if (found == agent->registered.end()) misused("memory is taken back that was not registered");
-        agent->registered.erase(found);
+        Registration *found = same(agent->registered, range);
+        if (found == nullptr) misused("memory is taken back that was not registered");
+        *found->word = 0;  // the word stays, for peers that look
+        agent->registered.erase(agent->registered.begin() + (found - agent->registered.data()));
     }
     return 0;
 }
 
 EXPORT NixlStatus nixl_capi_get_local_partial_md(NixlAgent *agent, NixlRegions *regions, void **data, size_t *bytes, NixlOptions *) {
     MetadataHead head = {};
+    std::vector<Registration> told;
     for (const Range &range : regions->ranges) {
-        if (agent->registered.count(range) == 0) return failed;
+        const Registration *found = same(agent->registered, range);
+        if (found == nullptr) return failed;
+        told.push_back(*found);
     }
     std::snprintf(head.name, sizeof head.name, "%s", agent->name.c_str());
     head.card = fake_worker_card(agent->worker);
-    head.ranges = regions->ranges.size();
-    *bytes = sizeof head + head.ranges * sizeof(Range);
+    head.ranges = told.size();
+    *bytes = sizeof head + head.ranges * sizeof(Registration);
     *data = std::malloc(*bytes);
     std::memcpy(*data, &head, sizeof head);
-    if (head.ranges != 0) std::memcpy(static_cast<char *>(*data) + sizeof head, regions->ranges.data(), head.ranges * sizeof(Range));
+    if (head.ranges != 0) std::memcpy(static_cast<char *>(*data) + sizeof head, told.data(), head.ranges * sizeof(Registration));
     return 0;
 }
-// As in NIXL, how to reach an agent comes before its memory.
+// As in NIXL, how to reach an agent comes before its memory, and known memory has one key.
 EXPORT NixlStatus nixl_capi_load_remote_md(NixlAgent *agent, const void *data, size_t bytes, char **name) {
     MetadataHead head;
     if (bytes < sizeof head) return failed;
     std::memcpy(&head, data, sizeof head);
-    if (bytes != sizeof head + head.ranges * sizeof(Range)) return failed;
+    if (bytes != sizeof head + head.ranges * sizeof(Registration)) return failed;
     if (head.ranges != 0 && agent->peers.count(head.name) == 0) return failed;
     NixlAgent::Peer &peer = agent->peers[head.name];
     peer.card = head.card;
     for (uint64_t i = 0; i < head.ranges; ++i) {
-        Range range;
-        std::memcpy(&range, static_cast<const char *>(data) + sizeof head + i * sizeof range, sizeof range);
-        peer.ranges.push_back(range);
+        Registration told;
+        std::memcpy(&told, static_cast<const char *>(data) + sizeof head + i * sizeof told, sizeof told);
+        const Registration *known = same(peer.known, told.range);
+        if (known != nullptr && known->key != told.key) return failed;
+        if (known == nullptr) peer.known.push_back(told);
     }
     *name = strdup(head.name);
     return 0;
@@ -225,7 +246,11 @@ EXPORT NixlStatus nixl_capi_create_xfer_req(NixlAgent *agent, int operation, Nix
     if (operation != nixl_read || local->ranges.size() != 1 || remote->ranges.size() != 1) return refused;
     const Range to = local->ranges[0], from = remote->ranges[0];
     if (found == agent->peers.end() || !found->second.connected || to.bytes != from.bytes) return failed;
-    if (!covers(agent->registered, to) || !covers(found->second.ranges, from)) return failed;
+    const Registration *remote_memory = covering(found->second.known, from);
+    if (covering(agent->registered, to) == nullptr || remote_memory == nullptr) return failed;
+    uint64_t key = 0;
+    if (!fake_peek(&found->second.card, &key, reinterpret_cast<uintptr_t>(remote_memory->word), sizeof key)) return failed;
+    if (key != remote_memory->key) return failed;
     *request = new NixlRequest{found->second.card, from, to.first};
     ++agent->requests;
     return 0;

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE 1
 #include "fake_reads.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -23,9 +24,9 @@ int fake_is_told(const char *what) {
     return told != NULL && strcmp(told, what) == 0;
 }
 
-static int peek(int64_t process, void *to, uint64_t from, size_t bytes) {
+int fake_peek(const struct fake_card *peer, void *to, uint64_t from, size_t bytes) {
     struct iovec here = {to, bytes}, there = {(void *)(uintptr_t)from, bytes};
-    return process_vm_readv((pid_t)process, &here, 1, &there, 1, 0) == (ssize_t)bytes;
+    return process_vm_readv((pid_t)peer->process, &here, 1, &there, 1, 0) == (ssize_t)bytes;
 }
 
 struct fake_worker *fake_worker_make(void) { return calloc(1, sizeof(struct fake_worker)); }
@@ -33,6 +34,7 @@ struct fake_worker *fake_worker_make(void) { return calloc(1, sizeof(struct fake
 void fake_worker_free(struct fake_worker *worker) {
     while (worker->requests != NULL) {
         struct fake_request *next = worker->requests->next;
+        if (worker->requests->state == FAKE_UNDER_WAY) memset(worker->requests->to, 0x5a, worker->requests->bytes);
         free(worker->requests);
         worker->requests = next;
     }
@@ -40,7 +42,7 @@ void fake_worker_free(struct fake_worker *worker) {
 }
 
 struct fake_card fake_worker_card(const struct fake_worker *worker) {
-    const struct fake_card card = {getpid(), (uint64_t)(uintptr_t)&worker->progressed};
+    const struct fake_card card = {getpid(), (uint64_t)(uintptr_t)&worker->progressed, fake_is_told("deaf")};
     return card;
 }
 
@@ -51,12 +53,10 @@ static void advance(struct fake_request *request) {
         return;
     }
     uint64_t progressed = request->began + 1;
-    if ((fake_is_told("cpu") || fake_is_told("slow")) &&
-        !peek(request->peer.process, &progressed, request->peer.progressed, sizeof(progressed))) {
-        progressed = 0;
-    }
+    const int asks = request->peer.deaf || fake_is_told("cpu") || fake_is_told("slow") || fake_is_told("deaf");
+    if (asks && !fake_peek(&request->peer, &progressed, request->peer.progressed, sizeof(progressed))) progressed = 0;
     if (progressed == request->began) return;
-    request->state = peek(request->peer.process, request->to, request->from, request->bytes) ? FAKE_CAME : FAKE_FAILED;
+    request->state = fake_peek(&request->peer, request->to, request->from, request->bytes) ? FAKE_CAME : FAKE_FAILED;
     if (fake_is_told("wrong")) ((unsigned char *)request->to)[request->bytes / 2] ^= 1;
 }
 
@@ -76,13 +76,14 @@ void fake_worker_progress(struct fake_worker *worker) {
 }
 
 struct fake_request *fake_read(struct fake_worker *worker, const struct fake_card *peer, void *to, uint64_t from, size_t bytes) {
+    if (fake_is_told("dies")) raise(SIGKILL);
     struct fake_request *request = calloc(1, sizeof(*request));
     request->peer = *peer;
     request->to = to;
     request->from = from;
     request->bytes = bytes;
     request->waits = (int)(++worker->begun * 7 % 13); /* not in the order in which they began */
-    if (!peek(peer->process, &request->began, peer->progressed, sizeof(request->began))) request->began = UINT64_MAX - 1;
+    if (!fake_peek(peer, &request->began, peer->progressed, sizeof(request->began))) request->began = UINT64_MAX - 1;
     request->next = worker->requests;
     worker->requests = request;
     return request;
