@@ -88,6 +88,42 @@ static void test_last_error_is_of_the_thread(void **state) {
     assert_null(strstr(moelink_last_error(), "-77"));
 }
 
+/* Exit handlers, and the destructors of thread-specific data, run when the thread's own objects are gone. */
+static void fail_late(void *unused) {
+    (void)unused;
+    for (int i = 0; i < 2; ++i) {
+        if (moelink_group_barrier(NULL) != MOELINK_ERR_INVALID_ARGUMENT || moelink_last_error() == NULL) _exit(2);
+        if (strlen(moelink_last_error()) > 1000 || strlen(moelink_group_error(NULL)) > 1000) _exit(3);
+    }
+}
+
+static void fail_at_exit(void) {
+    fail_late(NULL);
+}
+
+static void *fail_before_the_end(void *key) {
+    moelink_group_barrier(NULL);
+    pthread_setspecific(*(pthread_key_t *)key, key);
+    return NULL;
+}
+
+static void test_calls_at_exit(void **state) {
+    (void)state;
+    pid_t pid = fork();
+    if (pid == 0) {
+        pthread_key_t key;
+        pthread_t thread;
+        alarm(60);
+        moelink_group_barrier(NULL);
+        if (atexit(fail_at_exit) != 0 || pthread_key_create(&key, fail_late) != 0) _exit(4);
+        if (pthread_create(&thread, NULL, fail_before_the_end, &key) != 0 || pthread_join(thread, NULL) != 0) _exit(5);
+        exit(0);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
 static int calls;
 static int last_level;
 static char last_text[512];
@@ -185,6 +221,7 @@ int main(int count, char **words) {
         cmocka_unit_test(test_status_names),
         cmocka_unit_test(test_unknown_statuses),
         cmocka_unit_test(test_last_error_is_of_the_thread),
+        cmocka_unit_test(test_calls_at_exit),
         cmocka_unit_test(test_log_callback_and_levels),
         cmocka_unit_test(test_log_level_from_environment),
         cmocka_unit_test(test_version),
