@@ -189,21 +189,22 @@ Ref<Group> join_with(const moelink_bootstrap &boot, Group::Place place) {
     mine.rank = place.rank;
     mine.size = place.size;
     mine.device = place.device;
-    auto hub = std::make_shared<Hub>(watchful(place));
-    try {
+    std::shared_ptr<Hub> hub;
+    const Outcome prepared = attempt([&] {
+        hub = std::make_shared<Hub>(watchful(place));
         hub->listen(nullptr);
         mine.endpoint = hub->endpoint();
         if (place.rank == 0) {
             mine.session = random_session();
             mine.secret = random_secret();
         }
-    } catch (const Error &error) {
-        // The others are told, instead of waiting for this rank.
-        mine.status = error.status();
-        write_text(error.text(), mine.text, sizeof mine.text);
-    }
+    });
+    // The others are told, instead of waiting for this rank.
+    mine.status = prepared.status;
+    write_text(prepared.text, mine.text, sizeof mine.text);
     std::vector<Card> cards = exchange(boot, mine, place.size, deadline);
     check_cards(cards);
+    if (prepared.status != MOELINK_OK) throw Error(prepared.status, prepared.text);  // another's card came in place of this rank's
     hub->start(cards[0].secret);
     std::vector<Endpoint> endpoints;
     for (const Card &card : cards) endpoints.push_back(card.endpoint);

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -136,6 +138,28 @@ static void own_allgather_lies(rank_context *ctx) {
     RANK_EQUAL(ctx, transport.releases, 4);
 }
 
+/* Rank 1 may open no more than a few files, too few for its connections; the others hear of it. */
+static void preparations_fail(rank_context *ctx) {
+    moelink_group_params params = params_of(ctx);
+    for (rlim_t spare = 0; spare < 2; ++spare) {
+        struct transport transport = {ctx, MOELINK_OK, 0, 0, 0};
+        moelink_group *group = NULL;
+        struct rlimit before, few;
+        int lowest = dup(STDERR_FILENO);
+        close(lowest);
+        RANK_EQUAL(ctx, getrlimit(RLIMIT_NOFILE, &before), 0);
+        few = before;
+        few.rlim_cur = (rlim_t)lowest + spare;
+        if (ctx->rank == 1) RANK_EQUAL(ctx, setrlimit(RLIMIT_NOFILE, &few), 0);
+        moelink_status status = create(&transport, &params, &group);
+        RANK_EQUAL(ctx, setrlimit(RLIMIT_NOFILE, &before), 0);
+        RANK_EQUAL(ctx, transport.calls, 1);
+        RANK_EQUAL(ctx, status, MOELINK_ERR_INTERNAL);
+        RANK_TEXT(ctx, moelink_last_error(), "rank 1: ");
+        RANK_CHECK(ctx, rank_meet(ctx, 20000));
+    }
+}
+
 static void run_create(int size, int threads, rank_function function, const char *name) {
     rank_options options;
     memset(&options, 0, sizeof(options));
@@ -156,6 +180,7 @@ static void test_own_allgather(void **state) {
     }
     run_create(2, 0, own_allgather_fails, "the caller's allgather fails");
     run_create(3, 0, own_allgather_lies, "the caller's allgather lies");
+    run_create(3, 0, preparations_fail, "preparations fail");
 }
 
 /* --- threads --- */
