@@ -1,5 +1,6 @@
 #include "base/error.hpp"
 
+#include <cerrno>
 #include <cstring>
 #include <new>
 
@@ -37,6 +38,11 @@ Texts *texts() noexcept {
 std::string errno_text(const char *what, int error) {
     char buffer[256];
     return fmt::format("{}: {} (errno {})", what, strerror_r(error, buffer, sizeof buffer), error);
+}
+
+moelink_status errno_status(int error, moelink_status otherwise) {
+    const bool full = error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+    return full ? MOELINK_ERR_OUT_OF_MEMORY : otherwise;
 }
 
 void set_last_error(std::string text) noexcept {

@@ -31,6 +31,9 @@ template <class... Args>
 // "connect: Connection refused (errno 111)"
 std::string errno_text(const char *what, int error);
 
+// For a call that needs a new file descriptor or memory: OUT_OF_MEMORY when this process or the machine has no more, else otherwise.
+moelink_status errno_status(int error, moelink_status otherwise);
+
 // Keeps the text that moelink_last_error returns on this thread.
 void set_last_error(std::string text) noexcept;
 const char *last_error() noexcept;

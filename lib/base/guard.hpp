@@ -36,6 +36,7 @@ moelink_status guard(const char *call, Body &&body) noexcept {
 struct Outcome {
     moelink_status status = MOELINK_OK;
     std::string text;
+    bool secondhand = false;  // only what this rank saw of another's failure, whose own reason says more
 };
 
 template <class Body>

@@ -12,7 +12,8 @@ public:
     using Error::Error;
 };
 
-// Collective. Throws Refusal on all ranks with the status of the lowest rank that failed and "rank R: text".
+// Collective. Throws Refusal on all ranks with the status of the lowest rank that failed (a secondhand failure counts only where
+// there is no other) and "rank R: text".
 void settle(Group &group, const Outcome &mine, const Deadline &deadline);
 
 // Collective. Runs this rank's part, then settles. body makes no collective call.

@@ -26,33 +26,24 @@ constexpr size_t most_outgoing = 16;  // connections at once, so that many ranks
 constexpr size_t most_unproven = 64;  // incoming connections beyond one a peer that have not said anything
 
 // One rank's part: connects to every higher rank and is connected to by every lower one; the caller of a connection speaks
-// first, and both show the token that the other made.
+// first, and both show the token that the other made. A rank that cannot go on closes all that it has and tells the higher ranks that
+// still wait for it.
 class Exchange {
 public:
-    Exchange(int rank, const std::vector<Card> &cards, const std::string &directory, FdListener &listener, int mine,
+    Exchange(int rank, const std::vector<Card> &cards, const std::string &directory, std::optional<FdListener> &listener, int mine,
              const std::function<void(int, Fd)> &take)
         : rank_(rank), cards_(cards), directory_(directory), listener_(listener), mine_(mine), take_(take),
           done_(cards.size(), 0), next_(static_cast<size_t>(rank) + 1) {
         done_[static_cast<size_t>(rank)] = 1;
     }
 
-    void run(const Group &group, const Deadline &deadline) {
-        std::string lost;
-        while (true) {
-            connect_more();
-            auto missing = std::count(done_.begin(), done_.end(), 0);
-            if (missing == 0) break;
-            if (moelink_status fault = group.fault(&lost); fault != MOELINK_OK) {  // whoever is missing will not come any more
-                note(Error(fault, lost));
-                break;
-            }
-            if (deadline.passed()) {
-                note(Error(MOELINK_ERR_TIMEOUT, fmt::format("no file descriptor came from {}", missing_text())));
-                break;
-            }
-            wait(deadline);
+    Outcome run(const Group &group, const Deadline &deadline) {
+        const Outcome own = attempt([&] { pass_all(group, deadline); });
+        if (own.status != MOELINK_OK) {
+            note(own);
+            abandon();
         }
-        if (problem_) throw *problem_;
+        return outcome_;
     }
 
 private:
@@ -62,11 +53,41 @@ private:
     };
 
     const Card &card(int rank) const { return cards_[static_cast<size_t>(rank)]; }
-    FdMessage message_to(int peer) const { return FdMessage{card(peer).token, rank_, 0}; }
+    FdMessage message_to(int peer, bool failed = false) const { return FdMessage{card(peer).token, rank_, failed ? 1u : 0u}; }
 
-    // The first problem is kept and the rest goes on, so that one bad pair does not stall the others.
-    void note(const Error &error) {
-        if (!problem_) problem_ = error;
+    void pass_all(const Group &group, const Deadline &deadline) {
+        std::string lost;
+        while (true) {
+            connect_more();
+            auto missing = std::count(done_.begin(), done_.end(), 0);
+            if (missing == 0) return;
+            if (moelink_status fault = group.fault(&lost); fault != MOELINK_OK) {  // whoever is missing will not come any more
+                return note({fault, lost});
+            }
+            if (deadline.passed()) {
+                return note({MOELINK_ERR_TIMEOUT, fmt::format("no file descriptor came from {}", missing_text()), true});
+            }
+            wait(deadline);
+        }
+    }
+
+    void abandon() noexcept {
+        listener_.reset();
+        outgoing_.clear();
+        incoming_.clear();
+        for (; next_ < cards_.size(); ++next_) {
+            const int peer = static_cast<int>(next_);
+            const Outcome told = attempt([&] {
+                Fd fd = connect_fd_socket(directory_, card(peer).name);
+                if (fd) send_fd(fd.get(), message_to(peer, true), -1);
+            });
+            if (told.status != MOELINK_OK) log(MOELINK_LOG_DEBUG, "rank {}: rank {} is not told: {}", rank_, peer, told.text);
+        }
+    }
+
+    // The first problem of this rank's own is kept, or else the first.
+    void note(Outcome problem) {
+        if (outcome_.status == MOELINK_OK || (outcome_.secondhand && !problem.secondhand)) outcome_ = std::move(problem);
     }
 
     void finish(int peer, Fd fd) {
@@ -74,13 +95,20 @@ private:
         try {
             take_(peer, std::move(fd));
         } catch (const Error &error) {
-            note(Error(error.status(), fmt::format("memory of rank {}: {}", peer, error.text())));
+            note({error.status(), fmt::format("memory of rank {}: {}", peer, error.text())});
         }
     }
 
-    void give_up(int peer, const Error &error) {
+    // The rest goes on, so that one bad peer does not stall the others.
+    void give_up(int peer, const std::string &why) {
         done_[static_cast<size_t>(peer)] = 1;
-        note(Error(error.status(), fmt::format("rank {}: {}", peer, error.text())));
+        note({MOELINK_ERR_INTERNAL, fmt::format("rank {}: {}", peer, why), true});
+    }
+
+    // What went wrong between this rank and the peer: only what lies with the peer is no reason to end here.
+    void failed(int peer, const Error &error) {
+        if (error.status() != MOELINK_ERR_PEER_UNREACHABLE) throw Error(error.status(), fmt::format("rank {}: {}", peer, error.text()));
+        give_up(peer, error.text());
     }
 
     void connect_more() {
@@ -96,14 +124,14 @@ private:
                 send_fd(fd.get(), message_to(peer), mine_);
                 outgoing_.push_back(Link{std::move(fd), peer});
             } catch (const Error &error) {
-                give_up(peer, error);
+                failed(peer, error);
             }
             ++next_;
         }
     }
 
     void wait(const Deadline &deadline) {
-        polls_.assign(1, pollfd{listener_.fd(), POLLIN, 0});
+        polls_.assign(1, pollfd{listener_->fd(), POLLIN, 0});
         for (const Link &link : outgoing_) polls_.push_back(pollfd{link.fd.get(), POLLIN, 0});
         for (const Link &link : incoming_) polls_.push_back(pollfd{link.fd.get(), POLLIN, 0});
         uint64_t left_ms = deadline.left_ns() / 1'000'000 + 1;
@@ -123,7 +151,7 @@ private:
     }
 
     void accept_one() {
-        Fd fd = listener_.accept();
+        Fd fd = listener_->accept();
         if (!fd) return;
         if (incoming_.size() >= cards_.size() + most_unproven) incoming_.erase(incoming_.begin());
         incoming_.push_back(Link{std::move(fd), -1});
@@ -138,10 +166,10 @@ private:
         Fd fd;
         Received what = receive_fd(link.fd.get(), message, fd);
         if (what == Received::nothing) return;
-        if (what == Received::message && is_for_me(message) && message.rank == link.peer) {
+        if (what == Received::message && is_for_me(message) && message.rank == link.peer && fd) {
             finish(link.peer, std::move(fd));
         } else {
-            give_up(link.peer, Error(MOELINK_ERR_INTERNAL, "it closed the connection without its file descriptor"));
+            give_up(link.peer, "it closed the connection without its file descriptor");
         }
         link.fd.close();
     }
@@ -153,12 +181,14 @@ private:
         if (what == Received::nothing) return;
         bool known = what == Received::message && is_for_me(message) && message.rank >= 0 && message.rank < rank_ &&
                      done_[static_cast<size_t>(message.rank)] == 0;
-        if (known) {
+        if (known && !fd) {
+            give_up(message.rank, "it gave up before it had passed its file descriptor");
+        } else if (known) {
             try {
                 send_fd(link.fd.get(), message_to(message.rank), mine_);
                 finish(message.rank, std::move(fd));
             } catch (const Error &error) {
-                give_up(message.rank, error);
+                failed(message.rank, error);
             }
         } else {
             log(MOELINK_LOG_INFO, "rank {}: a stranger's connection for file descriptors was closed", rank_);
@@ -179,7 +209,7 @@ private:
     int rank_;
     const std::vector<Card> &cards_;
     const std::string &directory_;
-    FdListener &listener_;
+    std::optional<FdListener> &listener_;
     int mine_;
     const std::function<void(int, Fd)> &take_;
     std::vector<char> done_;
@@ -188,7 +218,7 @@ private:
     std::vector<Link> outgoing_;
     std::vector<Link> incoming_;
     std::vector<pollfd> polls_;
-    std::optional<Error> problem_;
+    Outcome outcome_;
 };
 
 // Says at once what would otherwise only show as a deadline that passes.
@@ -221,10 +251,8 @@ void exchange_fds(Group &group, int mine, const Deadline &deadline, const std::f
     });
     std::vector<Card> cards = group.allgather(card, deadline);
     step(group, deadline, [&] { require_reachable(group.rank(), cards, directory); });
-    step(group, deadline, [&] {
-        Exchange exchange(group.rank(), cards, directory, *listener, mine, take);
-        exchange.run(group, Deadline::after_ns(deadline.left_ns() / 2));
-    });
+    Exchange exchange(group.rank(), cards, directory, listener, mine, take);
+    settle(group, exchange.run(group, Deadline::after_ns(deadline.left_ns() / 2)), deadline);
 }
 
 }  // namespace moelink

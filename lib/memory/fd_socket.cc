@@ -37,7 +37,7 @@ Address address_of(const std::string &directory, const FdSocketName &name) {
 
 Fd make_socket() {
     Fd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!fd) fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("socket(AF_UNIX)", errno));
+    if (!fd) fail(errno_status(errno, MOELINK_ERR_UNSUPPORTED), "{}", errno_text("socket(AF_UNIX)", errno));
     return fd;
 }
 
@@ -85,7 +85,7 @@ Fd FdListener::accept() {
     Fd fd(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
         if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR || errno == ECONNABORTED) return {};
-        fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("accept", errno));
+        fail(errno_status(errno, MOELINK_ERR_UNSUPPORTED), "{}", errno_text("accept", errno));
     }
     uint32_t uid = 0;
     if (!is_own_user(fd.get(), &uid)) return {};
@@ -108,7 +108,8 @@ Fd connect_fd_socket(const std::string &directory, const FdSocketName &name) {
     Address address = address_of(directory, name);
     if (connect(fd.get(), address.get(), address.length) != 0) {
         if (errno == EAGAIN || errno == EINTR) return {};
-        fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("connect", errno));
+        const bool gone = errno == ECONNREFUSED || errno == ENOENT;
+        fail(gone ? MOELINK_ERR_PEER_UNREACHABLE : MOELINK_ERR_UNSUPPORTED, "{}", errno_text("connect", errno));
     }
     uint32_t uid = 0;
     if (!is_own_user(fd.get(), &uid)) {
@@ -124,19 +125,23 @@ void send_fd(int socket, const FdMessage &message, int fd) {
     msghdr header{};
     header.msg_iov = &part;
     header.msg_iovlen = 1;
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr *first = CMSG_FIRSTHDR(&header);
-    first->cmsg_level = SOL_SOCKET;
-    first->cmsg_type = SCM_RIGHTS;
-    first->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(first), &fd, sizeof fd);
+    if (fd >= 0) {
+        header.msg_control = control;
+        header.msg_controllen = sizeof control;
+        cmsghdr *first = CMSG_FIRSTHDR(&header);
+        first->cmsg_level = SOL_SOCKET;
+        first->cmsg_type = SCM_RIGHTS;
+        first->cmsg_len = CMSG_LEN(sizeof(int));
+        std::memcpy(CMSG_DATA(first), &fd, sizeof fd);
+    }
     ssize_t sent;
     do {
         sent = sendmsg(socket, &header, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
     if (sent != static_cast<ssize_t>(sizeof copy)) {
-        fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("sendmsg with a file descriptor", sent < 0 ? errno : EMSGSIZE));
+        const int error = sent < 0 ? errno : EMSGSIZE;
+        const bool gone = error == EPIPE || error == ECONNRESET;
+        fail(gone ? MOELINK_ERR_PEER_UNREACHABLE : MOELINK_ERR_UNSUPPORTED, "{}", errno_text("sendmsg with a file descriptor", error));
     }
 }
 
@@ -161,7 +166,8 @@ Received receive_fd(int socket, FdMessage &message, Fd &fd) {
             fd = Fd(one);  // an earlier one is closed
         }
     }
-    bool whole = got == static_cast<ssize_t>(sizeof message) && (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 && count == 1;
+    bool whole = got == static_cast<ssize_t>(sizeof message) && (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
+                 count == (message.failed == 0 ? 1 : 0);
     if (whole) return Received::message;
     fd = Fd();
     if (got > 0 && count == 0 && (header.msg_flags & MSG_CTRUNC) != 0) {

@@ -16,7 +16,7 @@ using FdSocketName = std::array<char, 40>;  // NUL-terminated
 struct FdMessage {
     FdToken token;
     int32_t rank;
-    uint32_t reserved;
+    uint32_t failed;  // 1: comes without a descriptor, and none will come
 };
 
 // All sockets are non-blocking.
@@ -42,14 +42,14 @@ private:
 // Throws the reason why the name cannot be seen from here; local and immediate.
 void require_fd_socket(const std::string &directory, const FdSocketName &name);
 
-// Connects to a listener of this user; empty when its queue is full just now.
+// Connects to a listener of this user; empty when its queue is full just now. Throws PEER_UNREACHABLE when the listener is gone.
 Fd connect_fd_socket(const std::string &directory, const FdSocketName &name);
 
-// Throws when the connection is broken.
+// fd -1: none. Throws PEER_UNREACHABLE when the other end is gone.
 void send_fd(int socket, const FdMessage &message, int fd);
 
 enum class Received { nothing, message, closed };
-// `closed` also stands for whatever is not exactly a message with one descriptor. Throws when this process has no room for one.
+// `closed` also stands for whatever is not exactly a message with one descriptor, or a failed one with none. Throws when this process has no room for one.
 Received receive_fd(int socket, FdMessage &message, Fd &fd);
 
 }  // namespace moelink

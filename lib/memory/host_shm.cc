@@ -38,7 +38,7 @@ public:
     void map(size_t rank, int fd) {
         void *copy = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (copy == MAP_FAILED) {
-            fail(errno == ENOMEM ? MOELINK_ERR_OUT_OF_MEMORY : MOELINK_ERR_UNSUPPORTED, "{}",
+            fail(errno_status(errno, MOELINK_ERR_UNSUPPORTED), "{}",
                  errno_text(fmt::format("mmap of {} bytes", bytes).c_str(), errno));
         }
         peers[rank] = copy;
@@ -69,7 +69,7 @@ Fd open_memfd() {
     unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
     Fd fd(memfd_create("moelink", flags | MFD_NOEXEC_SEAL));
     if (!fd && errno == EINVAL) fd = Fd(memfd_create("moelink", flags));  // kernels before 6.3
-    if (!fd) fail(MOELINK_ERR_UNSUPPORTED, "{}", errno_text("memfd_create", errno));
+    if (!fd) fail(errno_status(errno, MOELINK_ERR_UNSUPPORTED), "{}", errno_text("memfd_create", errno));
     return fd;
 }
 

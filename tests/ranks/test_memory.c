@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -455,12 +456,48 @@ static void test_socket_dir(void **state) {
     assert_int_equal(rmdir(path), 0);
 }
 
+/* One rank may open few files, and fails at one of the steps; the others do not wait for their deadline, and all know the reason. */
+static void one_is_out_of_files(rank_context *ctx) {
+    int victim = *(const int *)ctx->user;
+    for (rlim_t spare = 0; spare < 4; ++spare) {
+        struct rlimit before, few;
+        moelink_memory_params params = MOELINK_MEMORY_PARAMS_INIT;
+        moelink_memory *memory = NULL;
+        char wanted[32];
+        int lowest = dup(STDERR_FILENO);
+        close(lowest);
+        params.bytes = 4096;
+        RANK_EQUAL(ctx, getrlimit(RLIMIT_NOFILE, &before), 0);
+        few = before;
+        few.rlim_cur = (rlim_t)lowest + spare;
+        if (ctx->rank == victim) RANK_EQUAL(ctx, setrlimit(RLIMIT_NOFILE, &few), 0);
+        RANK_OK(ctx, moelink_group_barrier(ctx->group));
+        moelink_status status = moelink_memory_create(ctx->group, &params, &memory);
+        RANK_EQUAL(ctx, setrlimit(RLIMIT_NOFILE, &before), 0);
+        rank_scene(ctx, "%d spare files of rank %d", (int)spare, victim);
+        RANK_EQUAL(ctx, status, MOELINK_ERR_OUT_OF_MEMORY);
+        snprintf(wanted, sizeof(wanted), "host-shm: rank %d: ", victim);
+        RANK_TEXT(ctx, moelink_last_error(), wanted);
+        RANK_OK(ctx, moelink_group_barrier(ctx->group));
+    }
+}
+
+static void test_out_of_files(void **state) {
+    (void)state;
+    for (int victim = 0; victim < 4; ++victim) {
+        rank_options options = options_of(4, 0, "one is out of files");
+        options.user = &victim;
+        options.timeout_ns = 600000000000u;
+        assert_int_equal(ranks_run(&options, one_is_out_of_files), 0);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shares),         cmocka_unit_test(test_several),        cmocka_unit_test(test_mismatches),
         cmocka_unit_test(test_bad_arguments),  cmocka_unit_test(test_too_large),      cmocka_unit_test(test_other_providers),
         cmocka_unit_test(test_external),       cmocka_unit_test(test_rounds),         cmocka_unit_test(test_outlives_group),
-        cmocka_unit_test(test_one_missing),    cmocka_unit_test(test_socket_dir),
+        cmocka_unit_test(test_one_missing),    cmocka_unit_test(test_socket_dir),     cmocka_unit_test(test_out_of_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
