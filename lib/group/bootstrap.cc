@@ -25,7 +25,8 @@ Ref<Group> alone(Group::Place place) {
 }
 
 Ref<Group> connected(Group::Place place, SocketTransport::Plan plan, const Deadline &deadline) {
-    auto transport = SocketTransport::open(std::move(plan), deadline);
+    auto transport = std::make_unique<SocketTransport>(std::move(plan));
+    transport->open(deadline);
     return Ref<Group>::adopt(new Group(std::move(place), std::move(transport)));
 }
 

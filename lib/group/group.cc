@@ -108,6 +108,8 @@ Ref<Group> Group::split(int32_t color, int32_t key) {
     try {
         transport = transport_->split(members, number, until);
     } catch (const Error &error) {
+        std::string text;
+        if (const moelink_status over = fault(&text); over != MOELINK_OK) throw Error(over, text);
         throw Error(error.status(), fmt::format("in the new group of color {}, with its own rank numbers: {}", color,
                                                 error.text()));
     }

@@ -55,13 +55,6 @@ SharedBytes share(Bytes &&frame) { return std::make_shared<Bytes>(std::move(fram
 
 }  // namespace
 
-std::unique_ptr<Transport> SocketTransport::open(Plan plan, const Deadline &deadline) {
-    auto transport = std::make_unique<SocketTransport>(std::move(plan));
-    transport->connect(deadline);
-    transport->call(op_open, 0, 0, nullptr, 0, deadline);
-    return transport;
-}
-
 SocketTransport::SocketTransport(Plan plan) : plan_(std::move(plan)), round_(static_cast<int>(plan_.endpoints.size())) {
     plan_.hub->run([this] {
         plan_.hub->expect(plan_.session,
@@ -87,10 +80,15 @@ DialTarget SocketTransport::target(int rank, Purpose purpose) const {
                       rank};
 }
 
-void SocketTransport::connect(const Deadline &deadline) {
-    if (plan_.rank == 0) return;
-    auto link = plan_.hub->dial(target(parent(), purpose_tree), deadline);
-    plan_.hub->run([this, link] { attach_parent(link); });
+// What goes up waits for the connection; a connection that cannot be made is a fault, which ends the call.
+void SocketTransport::open(const Deadline &deadline) {
+    if (plan_.rank != 0) {
+        dial(plan_.hub->io(), target(parent(), purpose_tree), deadline, [this, attached = attached_](Dialed result) {
+            if (*attached) return attach_parent(std::move(result));
+            if (result.link) result.link->close();
+        });
+    }
+    call(op_open, 0, 0, nullptr, 0, deadline);
 }
 
 void SocketTransport::allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) {
@@ -155,7 +153,39 @@ std::unique_ptr<Transport> SocketTransport::split(const std::vector<int> &member
         if (members[i] == plan_.rank) plan.rank = static_cast<int>(i);
         plan.endpoints.push_back(plan_.endpoints[static_cast<size_t>(members[i])]);
     }
-    return open(std::move(plan), deadline);
+    auto part = std::make_unique<SocketTransport>(std::move(plan));
+    const auto open_this = [&](SocketTransport *opening) {
+        std::lock_guard lock(mutex_);
+        opening_ = opening;
+        if (opening != nullptr && fault_ != MOELINK_OK) opening->note_origin(fault_, fault_text_);
+    };
+    open_this(part.get());
+    try {
+        part->open(deadline);
+    } catch (...) {
+        open_this(nullptr);
+        throw;
+    }
+    open_this(nullptr);
+    return part;
+}
+
+void SocketTransport::note_origin(moelink_status status, const std::string &text) {
+    std::lock_guard lock(mutex_);
+    origin_.note(status, text);
+    changed_.notify_all();
+}
+
+// False when the deadline passes first.
+bool SocketTransport::wait_opening(std::unique_lock<std::mutex> &lock, const std::function<bool()> &over, const Deadline &deadline) {
+    const Opening how = wait_to_open(lock, changed_, origin_, deadline, over);
+    if (how == Opening::orphaned) {
+        const Origin origin = origin_;
+        lock.unlock();
+        plan_.hub->run([&] { end(origin.fault, origin.text, nullptr); });
+        lock.lock();
+    }
+    return how != Opening::late;
 }
 
 Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void *data, uint64_t data_bytes,
@@ -172,7 +202,9 @@ Decision SocketTransport::call(uint32_t op, uint64_t bytes, int root, const void
 
     std::unique_lock lock(mutex_);
     auto over = [&] { return decisions_.count(seq) != 0 || fault_ != MOELINK_OK; };
-    if (!wait_attending(lock, changed_, inbox_, deadline, attendant, over)) {
+    const bool in_time = op == op_open ? wait_opening(lock, over, deadline)
+                                       : wait_attending(lock, changed_, inbox_, deadline, attendant, over);
+    if (!in_time) {
         auto waited = std::chrono::nanoseconds(Deadline::clock::now() - started).count();
         plan_.hub->post([this, seq, waited] {
             on_give_up(std::move(*make_frame(GiveUp{seq, static_cast<uint64_t>(waited), plan_.rank, 0}, nullptr, 0)));
@@ -211,15 +243,21 @@ void SocketTransport::attach(std::shared_ptr<Link> link, const Hello &hello) {
         return link->close();
     }
     children_[hello.from] = link;
-    link->start(this);
-    std::string text;
-    moelink_status status = fault(&text);
-    if (status != MOELINK_OK) link->send(frame_fault, make_frame(FaultHead{status, 0}, text.data(), text.size()));
+    take_on(*link);
 }
 
-void SocketTransport::attach_parent(std::shared_ptr<Link> link) {
-    parent_ = std::move(link);
-    parent_->start(this);
+// The fault of a group that is over already is told to who comes late.
+void SocketTransport::take_on(Link &link) {
+    link.start(this);
+    std::string text;
+    moelink_status status = fault(&text);
+    if (status != MOELINK_OK) link.send(frame_fault, make_frame(FaultHead{status, 0}, text.data(), text.size()));
+}
+
+void SocketTransport::attach_parent(Dialed result) {
+    if (!result.link) return end(result.status, result.text, nullptr);
+    parent_ = std::move(result.link);
+    take_on(*parent_);
     for (auto &[type, frame] : std::exchange(waiting_for_parent_, {})) parent_->send(type, std::move(frame));
 }
 
@@ -355,6 +393,7 @@ void SocketTransport::note_fault(moelink_status status, const std::string &text)
     fault_ = status;
     fault_text_ = text;
     changed_.notify_all();
+    if (opening_ != nullptr) opening_->note_origin(status, text);
 }
 
 void SocketTransport::detach() {

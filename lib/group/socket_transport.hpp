@@ -4,6 +4,7 @@
 
 #include "group/group.hpp"
 #include "group/hub.hpp"
+#include "group/origin.hpp"
 #include "group/round.hpp"
 
 #include <condition_variable>
@@ -24,11 +25,11 @@ public:
         std::vector<Endpoint> endpoints;  // of all ranks
     };
 
-    // Connects; collective; returns when all ranks are connected. Throws Error.
-    static std::unique_ptr<Transport> open(Plan plan, const Deadline &deadline);
-
     explicit SocketTransport(Plan plan);
     ~SocketTransport() override;
+
+    // Connects; collective, the first call; returns when all ranks are connected. Throws Error.
+    void open(const Deadline &deadline);
 
     void allgather(const void *mine, void *all, uint64_t bytes, const Deadline &deadline, Attendant *attendant) override;
     void broadcast(void *data, uint64_t bytes, int root, const Deadline &deadline) override;
@@ -48,14 +49,15 @@ private:
     Decision call(uint32_t op, uint64_t bytes, int root, const void *data, uint64_t data_bytes, const Deadline &deadline,
                   Attendant *attendant = nullptr);
     DialTarget target(int rank, Purpose purpose) const;
-    void connect(const Deadline &deadline);
+    bool wait_opening(std::unique_lock<std::mutex> &lock, const std::function<bool()> &over, const Deadline &deadline);
 
     // From here on: on the I/O thread.
     void attach(std::shared_ptr<Link> link, const Hello &hello);
     void dialed(int rank, Dialed result);
     void deliver(int rank, Payload payload, const Deadline &deadline);
     bool is_incoming(const Link &link) const;
-    void attach_parent(std::shared_ptr<Link> link);
+    void attach_parent(Dialed result);
+    void take_on(Link &link);
     void on_frame(Link &link, uint32_t type, Bytes payload) override;
     void on_lost(Link &link, moelink_status status, const std::string &text) override;
     Bytes spare() override { return pool_->take(); }
@@ -69,6 +71,7 @@ private:
     void detach();
 
     void note_fault(moelink_status status, const std::string &text);
+    void note_origin(moelink_status status, const std::string &text);
 
     const Plan plan_;
     uint64_t next_ = 0;    // the caller's thread
@@ -97,6 +100,8 @@ private:
     moelink_status fault_ = MOELINK_OK;
     std::string fault_text_;
     bool over_ = false;  // finalized: later faults are none
+    SocketTransport *opening_ = nullptr;  // a part that is being opened
+    Origin origin_;
 };
 
 }  // namespace moelink

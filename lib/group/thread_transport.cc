@@ -1,5 +1,6 @@
 #include "group/thread_transport.hpp"
 
+#include "group/origin.hpp"
 #include "group/round.hpp"
 
 #include <condition_variable>
@@ -20,8 +21,9 @@ struct Board {
     };
     struct Part {
         std::shared_ptr<Board> board;
-        int unread;
+        int absent;  // ranks that have not been through with its opening
     };
+    using PartName = std::pair<uint64_t, std::vector<int>>;
 
     const int size;
     mutable std::mutex mutex;
@@ -29,7 +31,8 @@ struct Board {
     Round round;
     std::map<uint64_t, Outcome> outcomes;  // until every rank has read them
     std::vector<std::deque<Message>> inboxes;
-    std::map<std::pair<uint64_t, std::vector<int>>, Part> parts;
+    std::map<PartName, Part> parts;  // that are being opened
+    Origin origin;
     moelink_status fault = MOELINK_OK;
     std::string fault_text;
     bool finalized = false;
@@ -46,6 +49,13 @@ struct Board {
         if (finalized || fault != MOELINK_OK) return;
         fault = status;
         fault_text = std::move(text);
+        changed.notify_all();
+        for (auto &[name, part] : parts) part.board->note_origin(fault, fault_text);
+    }
+
+    void note_origin(moelink_status status, const std::string &text) {
+        std::lock_guard lock(mutex);
+        origin.note(status, text);
         changed.notify_all();
     }
 };
@@ -102,24 +112,43 @@ public:
     uint64_t strangers() const noexcept override { return 0; }
 
     std::unique_ptr<Transport> split(const std::vector<int> &members, uint64_t number, const Deadline &deadline) override {
-        std::shared_ptr<Board> board;
-        {
-            std::lock_guard lock(board_->mutex);
-            auto key = std::make_pair(number, members);
-            auto size = static_cast<int>(members.size());
-            auto part = board_->parts.try_emplace(key, Board::Part{nullptr, size}).first;
-            if (!part->second.board) part->second.board = std::make_shared<Board>(size);
-            board = part->second.board;
-            if (--part->second.unread == 0) board_->parts.erase(part);
-        }
+        const Board::PartName name(number, members);
         int rank = 0;
         while (members[static_cast<size_t>(rank)] != rank_) ++rank;
-        auto transport = std::make_unique<ThreadTransport>(std::move(board), rank);
-        transport->call(op_open, 0, 0, nullptr, deadline);
+        auto transport = std::make_unique<ThreadTransport>(begin_opening(name), rank);
+        try {
+            transport->call(op_open, 0, 0, nullptr, deadline);
+        } catch (...) {
+            end_opening(name);
+            throw;
+        }
+        end_opening(name);
         return transport;
     }
 
 private:
+    std::shared_ptr<Board> begin_opening(const Board::PartName &name) {
+        std::lock_guard lock(board_->mutex);
+        auto size = static_cast<int>(name.second.size());
+        Board::Part &part = board_->parts.try_emplace(name, Board::Part{nullptr, size}).first->second;
+        if (!part.board) part.board = std::make_shared<Board>(size);
+        if (board_->fault != MOELINK_OK) part.board->note_origin(board_->fault, board_->fault_text);
+        return part.board;
+    }
+
+    void end_opening(const Board::PartName &name) {
+        std::lock_guard lock(board_->mutex);
+        auto part = board_->parts.find(name);
+        if (--part->second.absent == 0) board_->parts.erase(part);
+    }
+
+    // False when the deadline passes first.
+    bool wait_opening(std::unique_lock<std::mutex> &lock, const std::function<bool()> &over, const Deadline &deadline) {
+        const Opening how = wait_to_open(lock, board_->changed, board_->origin, deadline, over);
+        if (how == Opening::orphaned) board_->end(board_->origin.fault, board_->origin.text);
+        return how != Opening::late;
+    }
+
     std::deque<Message> &inbox() { return board_->inboxes[static_cast<size_t>(rank_)]; }
 
     Decision call(uint32_t op, uint64_t bytes, int root, const void *data, const Deadline &deadline,
@@ -132,7 +161,9 @@ private:
         Call mine{seq, bytes, op, rank_, root, 0};
         board_->publish(board_->round.add(mine, static_cast<const uint8_t *>(data)));
         auto decided = [&] { return board_->outcomes.count(seq) != 0 || board_->fault != MOELINK_OK; };
-        if (!wait_attending(lock, board_->changed, inbox(), deadline, attendant, decided)) {
+        const bool in_time = op == op_open ? wait_opening(lock, decided, deadline)
+                                           : wait_attending(lock, board_->changed, inbox(), deadline, attendant, decided);
+        if (!in_time) {
             auto waited = std::chrono::nanoseconds(Deadline::clock::now() - started).count();
             board_->publish(board_->round.give_up(seq, rank_, static_cast<uint64_t>(waited)));
         }

@@ -1,6 +1,7 @@
 /* Groups that are not well: peers that die, stop, come late, go away, give up, or call something else. */
 #include "ranks.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -136,6 +137,86 @@ static void test_destroy_without_finalize(void **state) {
         run(2, threads, one_leaves);
         run(7, threads, one_leaves);
     }
+}
+
+/* --- the end of a group while a part of it is being made --- */
+
+enum ending { by_abort, by_own_abort, by_exit };
+
+struct split_end {
+    enum ending ending;
+    int victim;
+};
+
+static void *abort_soon(void *group) {
+    nap_ms(50);
+    moelink_group_abort(group);
+    return NULL;
+}
+
+/* The victim takes part in the agreement on the split only, and the others wait for it in the new group. */
+static void ends_while_splitting(rank_context *ctx) {
+    const struct split_end *how = ctx->user;
+    pthread_t thread;
+    moelink_group *part = NULL;
+    int wish[2] = {0, 0};
+    int all[2 * 8];
+    int aborter = how->ending == by_own_abort ? (how->victim + 1) % ctx->size : how->victim;
+    if (ctx->rank == how->victim) {
+        RANK_OK(ctx, moelink_group_allgather(ctx->group, wish, all, sizeof(wish)));
+        if (how->ending == by_abort) abort_soon(ctx->group);
+        if (how->ending == by_exit && !ctx->threads) raise(SIGKILL);
+        if (how->ending == by_exit) {
+            nap_ms(50);
+            moelink_group_destroy(ctx->group);
+            ctx->group = NULL;
+        }
+    } else {
+        if (how->ending == by_own_abort && ctx->rank == aborter) {
+            RANK_EQUAL(ctx, pthread_create(&thread, NULL, abort_soon, ctx->group), 0);
+        }
+        moelink_status status = moelink_group_split(ctx->group, 0, 0, &part);
+        if (how->ending == by_own_abort && ctx->rank == aborter) pthread_join(thread, NULL);
+        rank_expect_status(ctx, __FILE__, __LINE__, "split", status,
+                           how->ending == by_exit ? MOELINK_ERR_PEER_EXITED : MOELINK_ERR_ABORTED);
+        const char *format = how->ending != by_exit ? "rank %d aborted" : ctx->threads ? "rank %d destroyed" : "rank %d exited";
+        expect_rank_text(ctx, format, aborter);
+        RANK_CHECK(ctx, part == NULL);
+    }
+    if (how->ending != by_exit || ctx->threads) RANK_CHECK(ctx, rank_meet(ctx, 20000));
+}
+
+static void test_end_while_splitting(void **state) {
+    (void)state;
+    static const struct split_end cases[] = {{by_abort, 0}, {by_abort, 6}, {by_own_abort, 0}, {by_own_abort, 6}, {by_exit, 6}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); ++i) {
+        for (int threads = 0; threads < 2; ++threads) {
+            struct split_end how = cases[i];
+            rank_options options = options_of(7, threads);
+            options.timeout_ns = 600000000000u; /* nobody waits for that */
+            options.user = &how;
+            options.name = threads ? "a split of threads ends" : "a split ends";
+            options.dying = &how.victim;
+            options.dying_count = how.ending == by_exit && !threads;
+            assert_int_equal(ranks_run(&options, ends_while_splitting), 0);
+        }
+    }
+}
+
+/* A rank that has its part may give up the whole, with the others still on their way out of the split. */
+static void leaves_after_split(rank_context *ctx) {
+    moelink_group *part = NULL;
+    RANK_OK(ctx, moelink_group_split(ctx->group, 0, -ctx->rank, &part));
+    moelink_group_destroy(ctx->group);
+    ctx->group = NULL;
+    RANK_OK(ctx, moelink_group_barrier(part));
+    RANK_OK(ctx, moelink_group_finalize(part));
+    moelink_group_destroy(part);
+}
+
+static void test_leaving_after_split(void **state) {
+    (void)state;
+    for (int i = 0; i < 10; ++i) run(23, i % 2, leaves_after_split);
 }
 
 /* --- lateness --- */
@@ -300,6 +381,8 @@ int main(void) {
         cmocka_unit_test(test_killed_process),
         cmocka_unit_test(test_idle_ranks_notice),
         cmocka_unit_test(test_destroy_without_finalize),
+        cmocka_unit_test(test_end_while_splitting),
+        cmocka_unit_test(test_leaving_after_split),
         cmocka_unit_test(test_timeout_names_the_missing),
         cmocka_unit_test(test_stopped_process),
         cmocka_unit_test(test_contradictions),
