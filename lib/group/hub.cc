@@ -18,6 +18,9 @@ namespace {
 // The last words of a rank that goes (why it goes) are worth this wait, no more.
 constexpr std::chrono::milliseconds last_words{500};
 
+// Sessions to remember: connections that come later than so many groups after their own are from nobody that still waits.
+constexpr size_t most_forgotten = 1024;
+
 }  // namespace
 
 Hub::Hub(bool watchful) : watchful_(watchful), io_(1), work_(asio::make_work_guard(io_)) {
@@ -116,6 +119,8 @@ void Hub::arrived(std::shared_ptr<Link> link, const Hello &hello) {
     auto expected = expected_.find(hello.session);
     if (expected != expected_.end()) {
         expected->second(std::move(link), hello);
+    } else if (std::find(forgotten_.begin(), forgotten_.end(), hello.session) != forgotten_.end()) {
+        link->close();
     } else {
         early_.push_back({std::move(link), hello});
     }
@@ -134,7 +139,11 @@ void Hub::expect(const Session &session, OnLink on_link) {
     early_ = std::move(others);
 }
 
-void Hub::forget(const Session &session) { expected_.erase(session); }
+void Hub::forget(const Session &session) {
+    expected_.erase(session);
+    forgotten_.push_back(session);
+    if (forgotten_.size() > most_forgotten) forgotten_.pop_front();
+}
 
 void Hub::finish(std::shared_ptr<Link> link) {
     {

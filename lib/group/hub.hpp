@@ -7,6 +7,7 @@
 #include "group/listener.hpp"
 
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -48,7 +49,8 @@ public:
     // Connects and waits; throws Error.
     std::shared_ptr<Link> dial(DialTarget target, const Deadline &deadline);
 
-    // All three on the I/O thread. Connections that came before their group was expected are handed over at once.
+    // All three on the I/O thread. Connections that came before their group was expected are handed over at once; those that come after
+    // it was forgotten are closed.
     void expect(const Session &session, OnLink on_link);
     void forget(const Session &session);
     void finish(std::shared_ptr<Link> link);  // lets what is queued go out; the hub's end waits for it a moment
@@ -70,6 +72,7 @@ private:
     Endpoint endpoint_{};
     std::map<Session, OnLink> expected_;
     std::vector<Early> early_;
+    std::deque<Session> forgotten_;  // the latest
     std::mutex mutex_;
     std::condition_variable flushed_;
     size_t finishing_ = 0;

@@ -196,6 +196,50 @@ void test_overheard_hello(void **) {
     assert_int_equal(hub.strangers(), 1);
 }
 
+class Loss final : public Link::Owner {
+public:
+    void on_frame(Link &, uint32_t, Bytes) override {}
+    void on_lost(Link &, moelink_status status, const std::string &) override { promise.set_value(status); }
+    std::promise<moelink_status> promise;
+};
+
+// Who connects for a group that is over does not hang on; who comes early waits for it.
+void test_late_connections(void **) {
+    constexpr std::chrono::seconds patience{30};
+    const Secret secret = random_secret();
+    const Session early = random_session();
+    const Session late = random_session();
+    Address loopback = to_address(asio::ip::address_v4::loopback());
+    Hub hub(true);
+    hub.listen(&loopback);
+    hub.start(secret);
+    std::promise<int> arrived;
+    const auto take = [&](std::shared_ptr<Link> link, const Hello &hello) {
+        link->close();
+        arrived.set_value(hello.from);
+    };
+    hub.run([&] {
+        hub.expect(late, take);
+        hub.forget(late);
+    });
+    Hub far(true);
+    Loss losses[2];
+    std::shared_ptr<Link> links[2];
+    for (int i = 0; i < 2; ++i) {
+        links[i] = far.dial({"rank 0", candidates(hub.endpoint()), secret, purpose_tree, i == 0 ? early : late, 1, 0},
+                            Deadline::after_ns(30 * second_ns));
+        far.run([&] { links[i]->start(&losses[i]); });
+    }
+    auto lost = losses[1].promise.get_future();
+    assert_true(lost.wait_for(patience) == std::future_status::ready);
+    assert_int_equal(lost.get(), MOELINK_ERR_PEER_EXITED);
+    hub.run([&] { hub.expect(early, take); });
+    auto came = arrived.get_future();
+    assert_true(came.wait_for(patience) == std::future_status::ready);
+    assert_int_equal(came.get(), 1);
+    far.run([&] { links[0]->close(); });
+}
+
 }  // namespace
 
 int main() {
@@ -207,6 +251,7 @@ int main() {
         cmocka_unit_test(test_newer_acceptor),
         cmocka_unit_test(test_false_acceptors),
         cmocka_unit_test(test_overheard_hello),
+        cmocka_unit_test(test_late_connections),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
