@@ -18,6 +18,7 @@ namespace moelink {
 namespace {
 
 constexpr size_t buffer_bytes = 16 << 10;
+constexpr int keep_idle_s = 5, keep_interval_s = 2, keep_count = 5;
 constexpr size_t most_frames_a_write = 16;  // 3 pieces each; one system call takes 64
 
 }  // namespace
@@ -29,13 +30,17 @@ void prepare_socket(asio::ip::tcp::socket &socket) {
     auto set = [&](int level, int name, int value) { ::setsockopt(socket.native_handle(), level, name, &value, sizeof value); };
     set(IPPROTO_TCP, TCP_NODELAY, 1);
     set(SOL_SOCKET, SO_KEEPALIVE, 1);
-    set(IPPROTO_TCP, TCP_KEEPIDLE, 5);
-    set(IPPROTO_TCP, TCP_KEEPINTVL, 2);
-    set(IPPROTO_TCP, TCP_KEEPCNT, 5);
+    set(IPPROTO_TCP, TCP_KEEPIDLE, keep_idle_s);
+    set(IPPROTO_TCP, TCP_KEEPINTVL, keep_interval_s);
+    set(IPPROTO_TCP, TCP_KEEPCNT, keep_count);
 }
 
 Link::Link(asio::ip::tcp::socket socket, const FrameKey &in, const FrameKey &out, int peer)
-    : socket_(std::move(socket)), in_key_(in), out_key_(out), peer_(peer) {}
+    : socket_(std::move(socket)), in_key_(in), out_key_(out), peer_(peer) {
+    // While bytes are unacknowledged nothing is probed, and the system would go on sending them for a quarter of an hour.
+    const unsigned most_ms = (keep_idle_s + keep_interval_s * keep_count) * 1000;
+    ::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &most_ms, sizeof most_ms);
+}
 
 void Link::start(Owner *owner) {
     owner_ = owner;

@@ -13,6 +13,8 @@
 #include <future>
 #include <thread>
 
+#include <netinet/tcp.h>
+
 #include <asio/read.hpp>
 #include <asio/write.hpp>
 
@@ -230,6 +232,11 @@ void test_late_connections(void **) {
                             Deadline::after_ns(30 * second_ns));
         far.run([&] { links[i]->start(&losses[i]); });
     }
+    unsigned most_ms = 0;
+    socklen_t size = sizeof most_ms;
+    auto &socket = const_cast<asio::ip::tcp::socket &>(links[0]->socket());
+    assert_int_equal(getsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &most_ms, &size), 0);
+    assert_int_equal(most_ms, 15000);
     auto lost = losses[1].promise.get_future();
     assert_true(lost.wait_for(patience) == std::future_status::ready);
     assert_int_equal(lost.get(), MOELINK_ERR_PEER_EXITED);
