@@ -10,6 +10,7 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <sys/stat.h>
 
 namespace moelink {
 
@@ -71,18 +72,21 @@ asio::ip::address from_address(const Address &address) {
     return asio::ip::address_v4(bytes);
 }
 
-std::array<uint8_t, 16> this_host() {
-    std::array<uint8_t, 16> host{};
+NetworkId this_network() {
+    NetworkId network{};
     std::unique_ptr<FILE, int (*)(FILE *)> file(std::fopen("/proc/sys/kernel/random/boot_id", "re"), std::fclose);
-    if (!file) return host;
+    if (!file) return network;
     size_t digits = 0;
     for (int c = std::fgetc(file.get()); c != EOF && digits < 32; c = std::fgetc(file.get())) {
         int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
         if (value < 0) continue;
-        host[digits / 2] = static_cast<uint8_t>(host[digits / 2] << 4 | value);
+        network[digits / 2] = static_cast<uint8_t>(network[digits / 2] << 4 | value);
         ++digits;
     }
-    return host;
+    struct stat info;
+    uint64_t of_namespace = ::stat("/proc/self/ns/net", &info) == 0 ? info.st_ino : 0;
+    for (size_t i = 0; i < sizeof of_namespace; ++i) network[i] ^= static_cast<uint8_t>(of_namespace >> 8 * i);
+    return network;
 }
 
 std::vector<Address> own_addresses() {
@@ -108,9 +112,9 @@ Address named_address(const std::string &name) {
 }
 
 std::vector<asio::ip::tcp::endpoint> candidates(const Endpoint &endpoint) {
-    auto here = this_host();
-    bool unknown = here == std::array<uint8_t, 16>{} || endpoint.host == std::array<uint8_t, 16>{};
-    bool local = unknown || here == endpoint.host;
+    const NetworkId here = this_network();
+    bool unknown = here == NetworkId{} || endpoint.network == NetworkId{};
+    bool local = unknown || here == endpoint.network;
     std::vector<asio::ip::tcp::endpoint> result;
     int count = std::min<int>(endpoint.count, Endpoint::most);
     for (int i = 0; i < count; ++i) {

@@ -85,7 +85,7 @@ void Hub::listen(const Address *address) {
     listener_ = std::make_unique<Listener>(io_, address);
     std::vector<Address> addresses = address != nullptr ? std::vector<Address>{*address} : own_addresses();
     endpoint_ = {};
-    endpoint_.host = this_host();
+    endpoint_.network = this_network();
     endpoint_.port = listener_->port();
     endpoint_.named = address != nullptr ? 1 : 0;
     endpoint_.count = static_cast<uint8_t>(addresses.size());
