@@ -49,7 +49,8 @@ Fd connect_fd_socket(const std::string &directory, const FdSocketName &name);
 void send_fd(int socket, const FdMessage &message, int fd);
 
 enum class Received { nothing, message, closed };
-// `closed` also stands for whatever is not exactly a message with one descriptor, or a failed one with none. Throws when this process has no room for one.
+// `closed` also stands for whatever is not exactly a message with one descriptor, or a failed one with none. Throws when this
+// process has no room for one.
 Received receive_fd(int socket, FdMessage &message, Fd &fd);
 
 }  // namespace moelink
