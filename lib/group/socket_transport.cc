@@ -1,6 +1,6 @@
 #include "group/socket_transport.hpp"
 
-#include "base/log.hpp"
+#include "base/guard.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -160,14 +160,15 @@ std::unique_ptr<Transport> SocketTransport::split(const std::vector<int> &member
         if (opening != nullptr && fault_ != MOELINK_OK) opening->note_origin(fault_, fault_text_);
     };
     open_this(part.get());
-    try {
-        part->open(deadline);
-    } catch (...) {
-        open_this(nullptr);
-        throw;
-    }
+    const Outcome opened = attempt([&] { part->open(deadline); });
     open_this(nullptr);
-    return part;
+    if (opened.status == MOELINK_OK) return part;
+    if (opened.status != MOELINK_ERR_TIMEOUT) {
+        // Who cannot be reached any more has exited, most likely, and then this group's connections are about to tell.
+        std::unique_lock lock(mutex_);
+        changed_.wait_until(lock, std::min(deadline.at(), Deadline::clock::now() + verdict_patience), [&] { return fault_ != MOELINK_OK; });
+    }
+    throw Error(opened.status, opened.text);
 }
 
 void SocketTransport::note_origin(moelink_status status, const std::string &text) {

@@ -188,7 +188,8 @@ static void ends_while_splitting(rank_context *ctx) {
 
 static void test_end_while_splitting(void **state) {
     (void)state;
-    static const struct split_end cases[] = {{by_abort, 0}, {by_abort, 6}, {by_own_abort, 0}, {by_own_abort, 6}, {by_exit, 6}};
+    static const struct split_end cases[] = {{by_abort, 0},     {by_abort, 6}, {by_own_abort, 0},
+                                             {by_own_abort, 6}, {by_exit, 0},  {by_exit, 6}};
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); ++i) {
         for (int threads = 0; threads < 2; ++threads) {
             struct split_end how = cases[i];
