@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <string>
 #include <vector>
@@ -164,10 +165,11 @@ EXPORT NixlStatus nixl_capi_destroy_reg_dlist(NixlRegions *regions) {
 }
 EXPORT NixlStatus nixl_capi_register_mem(NixlAgent *agent, NixlRegions *regions, NixlOptions *) {
     if (fake_is_told("unmapped")) return failed;
+    static std::deque<uint64_t> words;  // their places stay, for peers that look
     static uint64_t last;
     for (const Range &range : regions->ranges) {
-        ++last;
-        agent->registered.push_back({range, new uint64_t(last), last});
+        words.push_back(++last);
+        agent->registered.push_back({range, &words.back(), last});
     }
     return 0;
 }
@@ -175,7 +177,7 @@ EXPORT NixlStatus nixl_capi_deregister_mem(NixlAgent *agent, NixlRegions *region
     for (const Range &range : regions->ranges) {
         Registration *found = same(agent->registered, range);
         if (found == nullptr) misused("memory is taken back that was not registered");
-        *found->word = 0;  // the word stays, for peers that look
+        *found->word = 0;
         agent->registered.erase(agent->registered.begin() + (found - agent->registered.data()));
     }
     return 0;
