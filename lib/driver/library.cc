@@ -2,6 +2,8 @@
 
 #include "base/error.hpp"
 
+#include <cstdlib>
+
 #include <dlfcn.h>
 #include <link.h>
 
@@ -22,6 +24,11 @@ Library::Library(std::initializer_list<const char *> names) {
         why = text != nullptr ? text : fmt::format("{} cannot be opened", name);
     }
     fail(MOELINK_ERR_NO_DRIVER, "{}", why);
+}
+
+Library Library::named(const char *variable, const char *name) {
+    const char *path = std::getenv(variable);
+    return Library({path != nullptr && *path != '\0' ? path : name});
 }
 
 void *Library::symbol(const char *name) const {

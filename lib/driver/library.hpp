@@ -13,6 +13,8 @@ class Library {
 public:
     // Opens the first of the names that can be opened; throws Error NO_DRIVER with the loader's text for the last one.
     explicit Library(std::initializer_list<const char *> names);
+    // The path in an environment variable, which is then the only one tried: a wrong one is to be seen, not papered over. Without it, the name.
+    static Library named(const char *variable, const char *name);
 
     // Throws Error NO_DRIVER when the library has no such function.
     template <class F>

@@ -3,21 +3,13 @@
 #include "driver/library.hpp"
 
 #include <atomic>
-#include <cstdlib>
 
 namespace moelink {
 
 namespace {
 
-// A path that the user names is the only one tried: a wrong one is to be seen, not papered over.
-Library open_library() {
-    const char *path = std::getenv("MOELINK_NCCL_LIBRARY");
-    if (path != nullptr && *path != '\0') return Library({path});
-    return Library({"libnccl.so.2"});
-}
-
 Nccl load() {
-    Library library = open_library();
+    Library library = Library::named("MOELINK_NCCL_LIBRARY", "libnccl.so.2");
     Nccl table;
     table.file = library.file();
     library.find(table.version, "ncclGetVersion");

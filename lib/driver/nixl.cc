@@ -3,19 +3,15 @@
 #include "driver/kept_signals.hpp"
 #include "driver/library.hpp"
 
-#include <cstdlib>
 #include <cstring>
 
 namespace moelink {
 
 namespace {
 
-// A path that the user names is the only one tried, as with NCCL.
 Library open_library() {
     const KeptSignals signals;
-    const char *path = std::getenv("MOELINK_NIXL_LIBRARY");
-    if (path != nullptr && *path != '\0') return Library({path});
-    return Library({"libnixl_capi.so"});
+    return Library::named("MOELINK_NIXL_LIBRARY", "libnixl_capi.so");
 }
 
 // It has no version to ask for, so what tells whether the declarations fit is asked for instead.

@@ -3,7 +3,6 @@
 #include "driver/kept_signals.hpp"
 #include "driver/library.hpp"
 
-#include <cstdlib>
 
 namespace moelink {
 
@@ -11,12 +10,9 @@ namespace moelink {
 
 namespace {
 
-// A path that the user names is the only one tried, as with NCCL.
 Library open_library() {
     const KeptSignals signals;
-    const char *path = std::getenv("MOELINK_UCX_LIBRARY");
-    if (path != nullptr && *path != '\0') return Library({path});
-    return Library({"libucp.so.0"});
+    return Library::named("MOELINK_UCX_LIBRARY", "libucp.so.0");
 }
 
 Ucx load() {

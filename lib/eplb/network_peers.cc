@@ -123,7 +123,7 @@ void NetworkPeers::refuse(Peer &peer, std::string why) {
 
 std::string NetworkPeers::describe(int rank) const {
     const Peer &peer = peers_[static_cast<size_t>(rank)];
-    if (peer.proven) return fmt::format("{} ({})", name_, peer.transports);
+    if (peer.proven) return fmt::format("{} ({})", network_->name(), peer.transports);
     return peer.why.empty() ? "" : refusal(peer.why);
 }
 
@@ -164,7 +164,6 @@ bool NetworkPeers::introduce(const Deadline &deadline) {
     try {
         randombytes_buf(&mine.seed, sizeof mine.seed);
         network_ = kind_.make(device_, group_.size());
-        name_ = network_->name();
         probe_ = Buffer(device_, probe_bytes);
         device_.write(probe_.as(), probe_pattern(mine.seed).data(), probe_bytes);
         probe_memory_ = network_->share(probe_.as(), probe_bytes);
@@ -306,14 +305,14 @@ void NetworkPeers::give_up() {
 
 void NetworkPeers::check(int rank, Peer &peer) {
     if (!peer.gets.empty()) {
-        return refuse(peer, fmt::format("{} here needs the peer's CPU (transport {})", name_, network_->transports(rank)));
+        return refuse(peer, fmt::format("{} here needs the peer's CPU (transport {})", network_->name(), network_->transports(rank)));
     }
     if (!peer.why.empty()) return;
     std::vector<uint8_t> got(probe_bytes);
     device_.read(got.data(), peer.landing.as(), probe_bytes);
     std::vector<uint8_t> wanted = probe_pattern(peer.seed);
     std::fill(wanted.end() - (odd_at - odd_bytes), wanted.end(), 0);
-    if (got != wanted) return refuse(peer, fmt::format("what {} reads is not what rank {} has", name_, rank));
+    if (got != wanted) return refuse(peer, fmt::format("what {} reads is not what rank {} has", network_->name(), rank));
     peer.proven = true;
 }
 

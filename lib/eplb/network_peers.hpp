@@ -82,7 +82,6 @@ private:
     Buffer probe_;
     std::shared_ptr<NetworkMemory> probe_memory_;
     std::vector<Peer> peers_;
-    std::string name_;  // with its version
 };
 
 }  // namespace moelink::eplb

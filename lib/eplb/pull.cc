@@ -34,12 +34,7 @@ Payload slot_message(MessageHead head, uint32_t kind, int32_t slot) {
 
 uint64_t ChunkRing::bytes(uint64_t chunk_bytes) { return slots * ((sizeof(MessageHead) + chunk_bytes + 127) / 128 * 128); }
 
-ChunkRing::ChunkRing(const Device &device, uint64_t chunk_bytes) : device_(device), stride_(bytes(chunk_bytes) / slots) {
-    void *view = nullptr;
-    memory_ = static_cast<unsigned char *>(device_.allocate_pinned(bytes(chunk_bytes), &view));
-}
-
-ChunkRing::~ChunkRing() { device_.release_pinned(memory_); }
+ChunkRing::ChunkRing(const Device &device, uint64_t chunk_bytes) : stride_(bytes(chunk_bytes) / slots), memory_(device, bytes(chunk_bytes)) {}
 
 int ChunkRing::take() {
     for (int slot = 0; slot < slots; ++slot) {

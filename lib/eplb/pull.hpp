@@ -18,7 +18,6 @@ public:
     static constexpr int slots = 8;
     static uint64_t bytes(uint64_t chunk_bytes);
     ChunkRing(const Device &device, uint64_t chunk_bytes);
-    ~ChunkRing();
     ChunkRing(const ChunkRing &) = delete;
     ChunkRing &operator=(const ChunkRing &) = delete;
 
@@ -26,14 +25,13 @@ public:
     int take();
     void give_back(int slot) noexcept { taken_[slot].store(false, std::memory_order_release); }
     uint64_t offset(int slot) const { return static_cast<uint64_t>(slot) * stride_; }
-    unsigned char *at(int slot) const { return memory_ + offset(slot); }
+    unsigned char *at(int slot) const { return memory_.as() + offset(slot); }
     // The slot as a payload of a head and `bytes` of data; it comes back when that is out.
     Payload lend(int slot, uint64_t bytes);
 
 private:
-    Device device_;
     uint64_t stride_;
-    unsigned char *memory_ = nullptr;
+    PinnedBuffer memory_;
     std::atomic<bool> taken_[slots]{};
 };
 

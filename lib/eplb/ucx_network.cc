@@ -46,7 +46,6 @@ private:
     std::shared_ptr<UcxNetwork> self() { return std::static_pointer_cast<UcxNetwork>(shared_from_this()); }
 
     Device device_;
-    std::string version_;
     ucp_context_h context_ = nullptr;
     ucp_worker_h worker_ = nullptr;
     std::map<int, std::unique_ptr<Peer>> peers_;
@@ -91,8 +90,7 @@ private:
 
 UcxNetwork::UcxNetwork(const Device &device, int ranks) : device_(device) {
     const Ucx &table = ucx();
-    version_ = table.version_string();
-    name_ = "UCX " + version_;
+    name_ = std::string("UCX ") + table.version_string();
     DeviceGuard guard(device_);
     ucp_config_t *config = nullptr;
     check_ucx(table.config_read(nullptr, nullptr, &config), "ucp_config_read");
@@ -134,7 +132,7 @@ void UcxNetwork::describe_memory() const {
     attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
     check_ucx(ucx().context_query(context_, &attributes), "ucp_context_query");
     if ((attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) == 0) {
-        fail(MOELINK_ERR_UNSUPPORTED, "UCX {} ({}) does not know CUDA memory", version_, ucx().file);
+        fail(MOELINK_ERR_UNSUPPORTED, "{} ({}) does not know CUDA memory", name_, ucx().file);
     }
 }
 

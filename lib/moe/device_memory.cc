@@ -360,34 +360,29 @@ moelink_status device_available(int32_t device, std::string *why) {
 #endif
 }
 
-Faults::Faults(const Device &device) : device_(device), anchor_(device, sizeof(kernels::Anchor)) {
-    void *view = nullptr;
-    host_view_ = static_cast<kernels::Fault *>(device_.allocate_pinned(sizeof(kernels::Fault), &view));
-    device_view_ = static_cast<kernels::Fault *>(view);
+Faults::Faults(const Device &device) : device_(device), anchor_(device, sizeof(kernels::Anchor)), fault_(device, sizeof(kernels::Fault)) {
 }
-
-Faults::~Faults() { device_.release_pinned(host_view_); }
 
 kernels::Fault Faults::seen() const {
     kernels::Fault fault{};
-    fault.code = std::atomic_ref<uint32_t>(host_view_->code).load(std::memory_order_acquire);
+    fault.code = std::atomic_ref<uint32_t>(word().code).load(std::memory_order_acquire);
     if (fault.code == kernels::fault_none) return fault;
-    fault.peer = std::atomic_ref<int32_t>(host_view_->peer).load(std::memory_order_relaxed);
-    fault.phase = std::atomic_ref<uint32_t>(host_view_->phase).load(std::memory_order_relaxed);
-    fault.needed = std::atomic_ref<int64_t>(host_view_->needed).load(std::memory_order_relaxed);
-    fault.room = std::atomic_ref<int64_t>(host_view_->room).load(std::memory_order_relaxed);
+    fault.peer = std::atomic_ref<int32_t>(word().peer).load(std::memory_order_relaxed);
+    fault.phase = std::atomic_ref<uint32_t>(word().phase).load(std::memory_order_relaxed);
+    fault.needed = std::atomic_ref<int64_t>(word().needed).load(std::memory_order_relaxed);
+    fault.room = std::atomic_ref<int64_t>(word().room).load(std::memory_order_relaxed);
     return fault;
 }
 
-bool Faults::take_stale() { return std::atomic_ref<uint32_t>(host_view_->stale).exchange(0, std::memory_order_acq_rel) != 0; }
+bool Faults::take_stale() { return std::atomic_ref<uint32_t>(word().stale).exchange(0, std::memory_order_acq_rel) != 0; }
 
 void Faults::begin(uint64_t generation) {
     const kernels::Anchor anchor{generation, 0, 0};
     device_.write(anchor_.as(), &anchor, sizeof anchor);
-    std::atomic_ref<int32_t>(host_view_->peer).store(0, std::memory_order_relaxed);
-    std::atomic_ref<uint32_t>(host_view_->phase).store(0, std::memory_order_relaxed);
-    std::atomic_ref<uint32_t>(host_view_->stale).store(0, std::memory_order_relaxed);
-    std::atomic_ref<uint32_t>(host_view_->code).store(kernels::fault_none, std::memory_order_release);
+    std::atomic_ref<int32_t>(word().peer).store(0, std::memory_order_relaxed);
+    std::atomic_ref<uint32_t>(word().phase).store(0, std::memory_order_relaxed);
+    std::atomic_ref<uint32_t>(word().stale).store(0, std::memory_order_relaxed);
+    std::atomic_ref<uint32_t>(word().code).store(kernels::fault_none, std::memory_order_release);
 }
 
 }  // namespace moelink

@@ -168,12 +168,11 @@ private:
 class Faults {
 public:
     explicit Faults(const Device &device);
-    ~Faults();
     Faults(const Faults &) = delete;
     Faults &operator=(const Faults &) = delete;
 
     kernels::Anchor *anchor() const { return anchor_.as<kernels::Anchor>(); }
-    kernels::Fault *device_view() const { return device_view_; }
+    kernels::Fault *device_view() const { return fault_.view<kernels::Fault>(); }
     // What a kernel has reported so far; any thread, no synchronisation.
     kernels::Fault seen() const;
     // True once for each report of a stale graph.
@@ -182,10 +181,11 @@ public:
     void begin(uint64_t generation);
 
 private:
+    kernels::Fault &word() const { return *fault_.as<kernels::Fault>(); }
+
     Device device_;
     Buffer anchor_;
-    kernels::Fault *host_view_ = nullptr;
-    kernels::Fault *device_view_ = nullptr;
+    PinnedBuffer fault_;
 };
 
 }  // namespace moelink

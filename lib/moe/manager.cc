@@ -15,6 +15,8 @@
 
 namespace moelink {
 
+static_assert(MOELINK_GROUP_MAX_RANKS <= kernels::max_host_ranks);
+
 namespace {
 
 // A round that ranks entered with contradicting shapes is as lost as one that a peer never came to.

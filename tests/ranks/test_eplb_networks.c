@@ -77,18 +77,30 @@ static void end(rank_context *ctx, moelink_eplb_comm *comm, exchange_layer *laye
     for (int i = 0; i < count; ++i) exchange_free(ctx, &layers[i]);
 }
 
+/* A communicator with one small layer, and what it says of itself. */
+typedef struct described {
+    moelink_eplb_comm *comm;
+    exchange_layer layer;
+    moelink_eplb_comm_info info;
+    char reasons[4096];
+} described;
+
+static void describe(rank_context *ctx, int slots, described *one) {
+    const moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    one->info = info;
+    one->comm = make(ctx, ctx->user, slots);
+    one->layer = exchange_make(ctx, 0, slots, 4, EXCHANGE_PLAIN);
+    exchange_register(ctx, one->comm, &one->layer);
+    RANK_OK(ctx, moelink_eplb_comm_describe(one->comm, &one->info, one->reasons, sizeof(one->reasons)));
+}
+
 /* --- can this machine's UCX read? --- */
 
 static void probe(rank_context *ctx) {
-    const struct plan *plan = ctx->user;
-    char reasons[4096];
-    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
-    moelink_eplb_comm *comm = make(ctx, plan, 1);
-    exchange_layer layer = exchange_make(ctx, 0, 1, 4, EXCHANGE_PLAIN);
-    exchange_register(ctx, comm, &layer);
-    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
-    if (info.read_peers == 0) RANK_FAIL(ctx, "%s", reasons);
-    end(ctx, comm, &layer, 1);
+    described one;
+    describe(ctx, 1, &one);
+    if (one.info.read_peers == 0) RANK_FAIL(ctx, "%s", one.reasons);
+    end(ctx, one.comm, &one.layer, 1);
 }
 
 /* Whether ranks can do it; if not, says why. In processes of their own, so that this one never loads a network. */
@@ -383,25 +395,21 @@ static void test_fake_refusals(void **state) {
 /* The network that reads the most ranks is taken, the first of those that read as many. */
 static void chooses(rank_context *ctx) {
     const struct plan *plan = ctx->user;
-    char reasons[4096];
-    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    described one;
     const int none_without = plan->why == NULL; /* rank 1 lacks UCX and, where that is asked for, rank 2 NIXL */
     if (ctx->rank == 1) setenv("MOELINK_FAKE_NETWORK", "no-ucx", 1);
     if (ctx->rank == 2 && !none_without) setenv("MOELINK_FAKE_NETWORK", "plugin", 1);
-    moelink_eplb_comm *comm = make(ctx, plan, SLOTS);
-    exchange_layer layer = exchange_make(ctx, 0, SLOTS, 4, EXCHANGE_PLAIN);
-    exchange_register(ctx, comm, &layer);
-    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
+    describe(ctx, SLOTS, &one);
     const int reads = none_without ? 2 : ctx->rank == 1 ? 0 : 1;
-    RANK_EQUAL(ctx, info.read_peers, reads);
-    RANK_EQUAL(ctx, info.staged_peers, 2 - reads);
-    if (reads > 0) RANK_TEXT(ctx, reasons, none_without ? "is read over NIXL (UCX)" : "is read over UCX 0.0.0 (");
-    if (reads < 2) RANK_TEXT(ctx, reasons, ctx->rank == 1 ? "UCX: ucp_init: a fake failure; NIXL: " : plan->why);
+    RANK_EQUAL(ctx, one.info.read_peers, reads);
+    RANK_EQUAL(ctx, one.info.staged_peers, 2 - reads);
+    if (reads > 0) RANK_TEXT(ctx, one.reasons, none_without ? "is read over NIXL (UCX)" : "is read over UCX 0.0.0 (");
+    if (reads < 2) RANK_TEXT(ctx, one.reasons, ctx->rank == 1 ? "UCX: ucp_init: a fake failure; NIXL: " : plan->why);
     int32_t from[64], to[64];
     exchange_two_maps(ctx->size, SLOTS, from, to);
-    exchange_fill(ctx, &layer, from + ctx->rank * SLOTS);
-    exchange_run(ctx, comm, &layer, from, to);
-    end(ctx, comm, &layer, 1);
+    exchange_fill(ctx, &one.layer, from + ctx->rank * SLOTS);
+    exchange_run(ctx, one.comm, &one.layer, from, to);
+    end(ctx, one.comm, &one.layer, 1);
 }
 
 static void test_fake_choice(void **state) {
@@ -418,16 +426,12 @@ static void test_fake_choice(void **state) {
 /* A rank may still be making progress for its peers when the first of them has begun to read without that. */
 static void sleeps(rank_context *ctx) {
     for (int i = 0; i < 6; ++i) {
-        char reasons[4096];
-        moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+        described one;
         rank_scene(ctx, "communicator %d", i);
-        moelink_eplb_comm *comm = make(ctx, ctx->user, 1);
-        exchange_layer layer = exchange_make(ctx, 0, 1, 4, EXCHANGE_PLAIN);
-        exchange_register(ctx, comm, &layer);
-        RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
-        RANK_EQUAL(ctx, info.read_peers, 0);
-        RANK_TEXT(ctx, reasons, "here needs the peer's CPU");
-        end(ctx, comm, &layer, 1);
+        describe(ctx, 1, &one);
+        RANK_EQUAL(ctx, one.info.read_peers, 0);
+        RANK_TEXT(ctx, one.reasons, "here needs the peer's CPU");
+        end(ctx, one.comm, &one.layer, 1);
     }
 }
 
@@ -467,15 +471,11 @@ static void test_fake_meeting(void **state) {
 
 /* Ranks in islands read those of their own, whatever else there is. */
 static void islands(rank_context *ctx) {
-    char reasons[4096];
-    moelink_eplb_comm_info info = MOELINK_EPLB_COMM_INFO_INIT;
+    described one;
     if (ctx->rank == 2) setenv("MOELINK_FAKE_NETWORK", "deaf", 1);
-    moelink_eplb_comm *comm = make(ctx, ctx->user, 1);
-    exchange_layer layer = exchange_make(ctx, 0, 1, 4, EXCHANGE_PLAIN);
-    exchange_register(ctx, comm, &layer);
-    RANK_OK(ctx, moelink_eplb_comm_describe(comm, &info, reasons, sizeof(reasons)));
-    RANK_EQUAL(ctx, info.read_peers, ctx->rank == 2 ? 0 : 1);
-    end(ctx, comm, &layer, 1);
+    describe(ctx, 1, &one);
+    RANK_EQUAL(ctx, one.info.read_peers, ctx->rank == 2 ? 0 : 1);
+    end(ctx, one.comm, &one.layer, 1);
 }
 
 static void test_fake_islands(void **state) {
