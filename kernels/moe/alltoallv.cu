@@ -15,10 +15,15 @@ namespace {
 
 constexpr int least_blocks = 16;     // rows to receive may be many where own tokens are few
 
-struct Shared {
-    int32_t counts[max_cuda_ranks];  // rows received from each rank; every receiving warp writes the same
+// What a receiving warp has learned for itself.
+struct Received {
+    int32_t counts[max_cuda_ranks];  // rows from each rank
     int64_t first[max_cuda_ranks];   // the row that each rank's first is here
-    uint32_t own;                    // tiles of the rows that stay which warps have begun, of the block's share
+};
+
+struct Shared {
+    Received received[role_warps];
+    uint32_t own;  // tiles of the rows that stay which warps have begun, of the block's share
 };
 
 // --- sending and receiving ------------------------------------------------------------------------------------------------------
@@ -103,9 +108,9 @@ __device__ __forceinline__ void send_channel(const FifoCall &call, const Rows &r
 
 // taken: tiles of this FIFO before the call.
 template <bool quantized>
-__device__ __forceinline__ void receive_channel(const FifoCall &call, int32_t from, int32_t channel, uint32_t taken, const Shared &shared) {
+__device__ __forceinline__ void receive_channel(const FifoCall &call, int32_t from, int32_t channel, uint32_t taken, const Received &received) {
     const FifoWorkspace &fifos = call.fifos;
-    const Stream stream(call, shared.counts[from]);
+    const Stream stream(call, received.counts[from]);
     const ChannelShare share(stream.total, channel, fifos.fifo.channels);
     if (share.begin == share.end) return;
     const int lane = threadIdx.x % 32;
@@ -120,7 +125,7 @@ __device__ __forceinline__ void receive_channel(const FifoCall &call, int32_t fr
         bool came = await_piece(fifos.workspace, from, phase_dispatch, tile, lane, cargo.valid, taken + 1, many, look, &cargo.piece);
         came = came && cargo.await_scales(fifos.workspace, from, at, tile, lane, taken + 1);
         if (!__all_sync(whole_warp, came)) return;
-        cargo.store(call, at, from, shared.first[from], lane);
+        cargo.store(call, at, from, received.first[from], lane);
         give_back(fifos, from, channel, ++taken);
         if (at.index + 1 == share.end) break;
         at.next(call, stream);
@@ -132,7 +137,7 @@ __device__ __forceinline__ void receive_channel(const FifoCall &call, int32_t fr
 
 // Rows from each rank and where they begin here, by one warp; false on a fault.
 template <class Rows>
-__device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t epoch, Shared &shared) {
+__device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t epoch, Received &received) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
     bool came = true;
@@ -152,8 +157,8 @@ __device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t ep
             });
             count = static_cast<int32_t>(value);
         }
-        shared.counts[source] = count;
-        if (call.fifos.packed == 0) shared.first[source] = int64_t{source} * ws.capacity;
+        received.counts[source] = count;
+        if (call.fifos.packed == 0) received.first[source] = int64_t{source} * ws.capacity;
     }
     __syncwarp();
     if (call.fifos.packed != 0) {
@@ -161,8 +166,8 @@ __device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t ep
         for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
             int64_t first = 0;
 #pragma unroll 1
-            for (int32_t earlier = 0; earlier < source; ++earlier) first += shared.counts[earlier];
-            shared.first[source] = first;
+            for (int32_t earlier = 0; earlier < source; ++earlier) first += received.counts[earlier];
+            received.first[source] = first;
         }
         __syncwarp();
     }
@@ -170,17 +175,17 @@ __device__ bool learn_counts(const FifoCall &call, const Rows &rows, uint32_t ep
 }
 
 // For later calls, and the caller: by one warp of the kernel.
-__device__ void keep_counts(const FifoCall &call, int32_t tokens_here, uint32_t epoch, const Shared &shared) {
+__device__ void keep_counts(const FifoCall &call, int32_t tokens_here, uint32_t epoch, const Received &received) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
 #pragma unroll 1
     for (int32_t source = threadIdx.x % 32; source < ws.ranks; source += 32) {
         int32_t before = 0;
 #pragma unroll 1
-        for (int32_t earlier = 0; earlier < source; ++earlier) before += shared.counts[earlier];
-        tables.recv_counts[source] = shared.counts[source];
+        for (int32_t earlier = 0; earlier < source; ++earlier) before += received.counts[earlier];
+        tables.recv_counts[source] = received.counts[source];
         tables.recv_offsets[source] = before;
-        if (source == ws.ranks - 1) tables.recv_offsets[ws.ranks] = before + shared.counts[source];
+        if (source == ws.ranks - 1) tables.recv_offsets[ws.ranks] = before + received.counts[source];
         uint64_t tokens = static_cast<uint64_t>(tokens_here);
         if (source != ws.rank) {
             const uint64_t *word = &line_of(call.fifos, ws.mine, source)->tokens[epoch & 1];
@@ -195,12 +200,12 @@ __device__ void keep_counts(const FifoCall &call, int32_t tokens_here, uint32_t 
 
 // Marks the rows of topk_ids that hold none, once: rows already marked with the same id stay. Packed rows fill the part of one source
 // after another. By a warp.
-__device__ void fill_ids(const FifoCall &call, int32_t part, const Shared &shared) {
+__device__ void fill_ids(const FifoCall &call, int32_t part, const Received &received) {
     const Workspace &ws = call.fifos.workspace;
     const FifoTables &tables = call.fifos.tables;
     const int lane = threadIdx.x % 32;
-    const int64_t begin = int64_t{part} * ws.capacity, all = shared.first[ws.ranks - 1] + shared.counts[ws.ranks - 1];
-    const int64_t rows = call.fifos.packed != 0 ? max(int64_t{0}, min(int64_t{ws.capacity}, all - begin)) : shared.counts[part];
+    const int64_t begin = int64_t{part} * ws.capacity, all = received.first[ws.ranks - 1] + received.counts[ws.ranks - 1];
+    const int64_t rows = call.fifos.packed != 0 ? max(int64_t{0}, min(int64_t{ws.capacity}, all - begin)) : received.counts[part];
     const Filled filled = tables.filled[part];
     const int64_t end = filled.id == call.invalid_id ? filled.rows : ws.capacity;
     int32_t *ids = tables.ids + begin * ws.top_k;
@@ -211,16 +216,6 @@ __device__ void fill_ids(const FifoCall &call, int32_t part, const Shared &share
 }
 
 // --- a routing that every block has found -----------------------------------------------------------------------------------------
-
-// Where each rank's rows begin in send_tokens: by all threads.
-__device__ __forceinline__ void find_offsets(const FoundRows &rows, int32_t ranks, TokenBits &bits) {
-    const int32_t rank = threadIdx.x;
-    if (rank >= ranks) return;
-    int32_t offset = 0;
-#pragma unroll 1
-    for (int32_t earlier = 0; earlier < rank; ++earlier) offset += rows.count(earlier);
-    bits.offsets[rank] = offset;
-}
 
 // By a warp, of one token.
 __device__ void keep_token(const FifoCall &call, const FoundRows &rows, int32_t token, const TokenBits &bits) {
@@ -274,29 +269,30 @@ __device__ __forceinline__ void move_rows(const FifoCall &call, const Rows &rows
         }
     } else {
         const int worker = (warp - role_warps) * gridDim.x + blockIdx.x, last = workers - 1 - worker;
+        Received &received = shared.received[warp - role_warps];
         // Both are there by the time that counts have come.
         const bool has = others > 0 && worker < fifos.fifo.channels * others;
         uint32_t taken = has ? *taken_from(fifos, other_rank(ws.rank, worker % others), worker / others) : 0;
-        const bool learned = learn_counts(call, rows, epoch, shared);
+        const bool learned = learn_counts(call, rows, epoch, received);
         // The last workers have nothing to receive where there is little.
 #pragma unroll 1
-        for (int32_t part = last; learned && call.prepares != 0 && part < ws.ranks; part += workers) fill_ids(call, part, shared);
+        for (int32_t part = last; learned && call.prepares != 0 && part < ws.ranks; part += workers) fill_ids(call, part, received);
         if (last == ws.ranks % workers) {
-            if (learned && call.prepares != 0) keep_counts(call, tokens, epoch, shared);
+            if (learned && call.prepares != 0) keep_counts(call, tokens, epoch, received);
             check_shapes(fifos, epoch, call.shape, phase_dispatch);
             __syncwarp();
         }
-        const int tasks = learned ? busy_channels(call, [&](int32_t from) { return shared.counts[from]; }) * others : 0;
+        const int tasks = learned ? busy_channels(call, [&](int32_t from) { return received.counts[from]; }) * others : 0;
 #pragma unroll 1
         for (int task = worker; task < tasks; task += workers) {
             const int32_t from = other_rank(ws.rank, task % others), channel = task / others;
             if (task != worker) taken = *taken_from(fifos, from, channel);
-            receive_channel<quantized>(call, from, channel, taken, shared);
+            receive_channel<quantized>(call, from, channel, taken, received);
         }
     }
     if (fifos.packed != 0) {
         __syncthreads();
-        own.open(shared.first[ws.rank]);  // after the rows of earlier ranks, whose counts have come
+        own.open(shared.received[0].first[ws.rank]);  // after the rows of earlier ranks, whose counts have come
     }
     own.rest();
     if (blockIdx.x == 0 && threadIdx.x == 0) fifos.tables.state->prepared = 1;
@@ -327,7 +323,7 @@ __global__ void __launch_bounds__(block_threads, 1) prepared_alltoallv_kernel(co
     const int32_t tokens = tokens_of(call);
     const FoundRows rows(call, tokens, bits);
     __syncthreads();
-    find_offsets(rows, ws.ranks, bits);
+    find_offsets(rows, ws.ranks, bits.offsets);
     __syncthreads();
     if (blockIdx.x == 0) tell_counts(call, rows, tokens, epoch, bits.offsets);
     // Warps that will wait for others' rows have the time, and those in the middle the most.

@@ -187,6 +187,7 @@ __device__ void add_channel(const FifoCombine &call, int32_t channel, uint32_t *
                     const TileAt at = tile_from(fifos, rank[u], channel, position);
                     const bool came = await_piece(ws, rank[u], phase_combine, at, lane, valid, position + 1, many, look[u], &piece[u]);
                     if (!__all_sync(whole_warp, came)) return;
+                    __syncwarp();  // all lanes have read the position
                     if (lane == 0) taken[rank[u]] = position + 1;
                     __syncwarp();
                     give_back(fifos, rank[u], channel, position + 1);

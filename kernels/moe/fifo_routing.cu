@@ -46,11 +46,7 @@ __device__ __forceinline__ void count_all(const Ids &ids, int32_t tokens, int64_
         shared.totals[rank] = total;
     }
     __syncthreads();
-    if (rank < ranks) {
-        int32_t offset = 0;
-        for (int32_t earlier = 0; earlier < rank; ++earlier) offset += shared.totals[earlier];
-        shared.offsets[rank] = offset;
-    }
+    find_offsets(shared, ranks, shared.offsets);
     __syncthreads();
 }
 

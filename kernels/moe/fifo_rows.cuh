@@ -94,7 +94,18 @@ __device__ __forceinline__ int32_t tokens_of(const FifoCall &call) {
 
 // --- what later calls and the caller need of a routing ------------------------------------------------------------------------
 
-// Rows to each rank, here and at every other rank; by all threads of one block. Rows: anything with their count().
+// Where each rank's rows begin in send_tokens: by all threads of a block. Rows: anything with their count().
+template <class Rows>
+__device__ __forceinline__ void find_offsets(const Rows &rows, int32_t ranks, int32_t *offsets) {
+    const int32_t rank = threadIdx.x;
+    if (rank >= ranks) return;
+    int32_t offset = 0;
+#pragma unroll 1
+    for (int32_t earlier = 0; earlier < rank; ++earlier) offset += rows.count(earlier);
+    offsets[rank] = offset;
+}
+
+// Rows to each rank, here and at every other rank; by all threads of one block.
 template <class Rows>
 __device__ __forceinline__ void tell_counts(const FifoCall &call, const Rows &rows, int32_t tokens, uint32_t epoch, const int32_t *offsets) {
     const Workspace &ws = call.fifos.workspace;
