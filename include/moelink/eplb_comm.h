@@ -81,8 +81,8 @@ typedef struct moelink_eplb_comm_params {
                                   K experts of the largest layer is taken by register. Not used with DIRECT */
     int32_t sm_budget;       /**< READ on CUDA: multiprocessors that copy rows, from peers, from the staging into slots and inside the
                                   rank. -1: none, always the copy engines. 0: the library chooses: peers' rows by 16 where they are
-                                  many small tensors at once, else by the copy engines, rows inside the rank by 32, and with ASYNC
-                                  all by the copy engines. N: so many, at most those of the device,
+                                  many small tensors at once, else by the copy engines, rows inside the rank by 32, or by 128
+                                  while none come from peers, and with ASYNC all by the copy engines. N: so many, at most those of the device,
                                   for all rows that kernels can read; kernels that wait for peers hold their multiprocessors, so
                                   beside a running model N must be left free. Refused above 0 on the host device and by other
                                   kinds. Ranks may differ */
@@ -113,8 +113,10 @@ typedef struct moelink_eplb_comm_info {
     uint64_t host_bytes;      /**< [bytes] of host memory (pinned on CUDA) that data pass through */
     int32_t sm_budget;        /**< in use: that of the params, and -1 where no multiprocessor copies rows; 0 before init */
     int32_t sms;              /**< most multiprocessors that copy rows at once; 0: none ever */
+    int32_t read_sms;         /**< most that read peers' rows */
+    uint32_t reserved;
 } moelink_eplb_comm_info;
-#define MOELINK_EPLB_COMM_INFO_INIT {(uint32_t)sizeof(moelink_eplb_comm_info), 0, 0, 0, 0, 0, 0, 0, 0u, 0u, 0u, 0, 0}
+#define MOELINK_EPLB_COMM_INFO_INIT {(uint32_t)sizeof(moelink_eplb_comm_info), 0, 0, 0, 0, 0, 0, 0, 0u, 0u, 0u, 0, 0, 0, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_comm_info_init(moelink_eplb_comm_info *info);
 
@@ -140,8 +142,9 @@ typedef struct moelink_eplb_comm_stats {
     uint64_t stale_messages;      /**< of earlier rounds, dropped */
     uint64_t checked_experts;     /**< whose code was compared */
     uint64_t sm_copies;           /**< of an expert's rows, made by multiprocessors, also of rounds that failed */
+    uint64_t sm_reads;            /**< those of sm_copies that read a peer's rows */
 } moelink_eplb_comm_stats;
-#define MOELINK_EPLB_COMM_STATS_INIT {(uint32_t)sizeof(moelink_eplb_comm_stats), 0, 0, 0u, 0u, 0u, 0u, {0u, 0u, 0u, 0u}, 0u, 0u, 0u}
+#define MOELINK_EPLB_COMM_STATS_INIT {(uint32_t)sizeof(moelink_eplb_comm_stats), 0, 0, 0u, 0u, 0u, 0u, {0u, 0u, 0u, 0u}, 0u, 0u, 0u, 0u}
 /** Local, never fails. Threads: any. */
 MOELINK_API void moelink_eplb_comm_stats_init(moelink_eplb_comm_stats *stats);
 

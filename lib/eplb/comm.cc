@@ -297,7 +297,7 @@ void Comm::finish() {
             for (size_t i = 0; i < round.receives.size(); ++i) {
                 if (!flight->destinations[i].empty()) copies.push_back({flight->destinations[i], round.receives[i].rows});
             }
-            copier_->copy(copies, stream_);
+            copier_->copy(copies, stream_, idle());
             // What overlapped rounds have received is known to have landed.
             if (round.stream == stream_ || !copies.empty()) device_.synchronize(stream_);
         });
@@ -345,6 +345,7 @@ void Comm::take_counters() {
     stats_.stale_messages += std::exchange(rounds_->stale_messages, 0);
     stats_.checked_experts += std::exchange(rounds_->checked_experts, 0);
     stats_.sm_copies += std::exchange(copier_->copies_by_sms, 0);
+    stats_.sm_reads += std::exchange(copier_->reads_by_sms, 0);
     for (size_t rank = 0; rank < wait_ns_.size(); ++rank) wait_ns_[rank] += std::exchange(rounds_->wait_ns[rank], 0);
 }
 
@@ -381,6 +382,7 @@ moelink_eplb_comm_info Comm::describe(std::string *reasons) const {
     info.host_bytes = backend_->host_bytes();
     info.sm_budget = copier_->budget().sm_budget;
     info.sms = copier_->budget().most();
+    info.read_sms = copier_->budget().from_peers;
     *reasons = reason_;
     backend_->describe(info, *reasons);
     return info;

@@ -71,6 +71,8 @@ public:
     Group &group();
     const Device &device() const { return device_; }
     StripCopier &copier() { return *copier_; }
+    // No round is under way.
+    bool idle() const { return flights_.empty(); }
     // Where an expert is staged, packed; place is below params().staging_experts. Rows that were received there directly stay until
     // others are staged.
     Strips staged(const Layer &layer, int place) const;

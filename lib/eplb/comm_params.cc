@@ -13,7 +13,7 @@ namespace {
 constexpr uint64_t default_chunk = 1 << 20;
 // Where the library chooses: what keeps the link busy with small tensors, and what fills slots in the time that the link takes to bring
 // as many experts, without the copy engines, which would bring less meanwhile (docs/measurements.md).
-constexpr int32_t default_from_peers = 16, default_inside = 32;
+constexpr int32_t default_from_peers = 16, default_inside = 32, default_alone = 128;
 constexpr uint32_t known_flags =
     MOELINK_EPLB_COMM_F_DIRECT | MOELINK_EPLB_COMM_F_CHECKSUM | MOELINK_EPLB_COMM_F_ASYNC | MOELINK_EPLB_COMM_F_NO_MAP;
 
@@ -97,8 +97,8 @@ SmBudget read_sm_budget(const moelink_eplb_comm_params &params, int32_t kind, co
     if (!device.on_cuda() || kind != MOELINK_EPLB_COMM_READ || budget == -1 || (budget == 0 && beside_model)) return {};
     const int32_t most = device.multiprocessors();
     if (budget > most) fail(MOELINK_ERR_INVALID_ARGUMENT, "params.sm_budget is {}, and the device has {} multiprocessors", budget, most);
-    if (budget > 0) return {budget, budget, budget};
-    return {budget, std::min(default_from_peers, most), std::min(default_inside, most)};
+    if (budget > 0) return {budget, budget, budget, budget};
+    return {budget, std::min(default_from_peers, most), std::min(default_inside, most), std::min(default_alone, most)};
 }
 
 void require_comm_kind(int32_t kind, int32_t device) {
@@ -134,6 +134,7 @@ moelink_eplb_comm_info query_comm(const Group &group, int32_t kind, const moelin
     const SmBudget budget = read_sm_budget(params, info.kind, Device(group));
     info.sm_budget = budget.sm_budget;
     info.sms = budget.most();
+    info.read_sms = budget.from_peers;
     return info;
 }
 

@@ -88,7 +88,7 @@ private:
             copies.push_back({receive->rows, reached.rows(receive->slot), false, reached.by_kernels});
         }
         starting_ = true;
-        copier_.copy(copies, round_.stream);
+        copier_.copy(copies, round_.stream, false);
         copies_.push_back({std::move(receives), Mark(device_, round_.stream)});
         starting_ = false;
     }

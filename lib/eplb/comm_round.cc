@@ -211,7 +211,7 @@ void Exchange::move_inside() {
     }
     std::vector<ExpertCopy> copies;
     for (size_t i = 0; i < self.sends.size(); ++i) copies.push_back({self.receives[i]->rows, self.sends[i]->rows});
-    place_.copier.copy(copies, round_.stream);
+    place_.copier.copy(copies, round_.stream, false);
     for (Transfer *receive : self.receives) receive->landed = true;
 }
 

@@ -5,7 +5,6 @@
 #include "group/agreement.hpp"
 
 #include <algorithm>
-#include <array>
 
 #include <sodium.h>
 
@@ -65,9 +64,7 @@ private:
 Rearrangement::Rearrangement(Comm &comm, const moelink_eplb_shape *shape, const moelink_eplb_rearrange_params *params,
                              const moelink_eplb_rearrange_result *out)
     : comm_(comm), start_(Clock::now()), rank_(comm.group().rank()) {
-    const Outcome mine = attempt([&] { read(shape, params, out); });
-    settle(comm_.group(), mine, Deadline::after_ns(comm_.params().timeout_ns));
-    agree();
+    agree(attempt([&] { read(shape, params, out); }));
 }
 
 void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rearrange_params *params,
@@ -167,11 +164,16 @@ void Rearrangement::read_layers(const Shape &shape) {
     }
 }
 
-void Rearrangement::agree() {
-    const std::array<uint64_t, 2> mine{digest_[0], digest_[1]};
-    const auto all = comm_.group().allgather(mine, Deadline::after_ns(comm_.params().timeout_ns));
+void Rearrangement::agree(const Outcome &mine) {
+    struct Word {
+        uint64_t digest[2];
+        int64_t status;
+    };
+    const Deadline deadline = Deadline::after_ns(comm_.params().timeout_ns);
+    const auto all = comm_.group().allgather(Word{{digest_[0], digest_[1]}, mine.status}, deadline);
+    if (std::any_of(all.begin(), all.end(), [](const Word &word) { return word.status != MOELINK_OK; })) settle(comm_.group(), mine, deadline);
     for (size_t rank = 1; rank < all.size(); ++rank) {
-        if (all[rank] != all[0]) {
+        if (!std::ranges::equal(all[rank].digest, all[0].digest)) {
             throw Refusal(MOELINK_ERR_MISMATCH, fmt::format("rank {} passes other maps, flags, staging, overlap, position, steps or layers than rank 0", rank));
         }
     }
@@ -313,7 +315,7 @@ void Rearrangement::add(const Layer &layer, const moelink_eplb_move &move) {
 void Rearrangement::make_local(const Layer &layer, std::span<const moelink_eplb_move> moves) {
     std::vector<ExpertCopy> copies;
     auto flush = [&] {
-        comm_.copier().copy(copies, comm_.stream());
+        comm_.copier().copy(copies, comm_.stream(), comm_.idle());
         copies.clear();
     };
     for (const moelink_eplb_move &move : moves) {

@@ -29,7 +29,7 @@ private:
     using Clock = std::chrono::steady_clock;
     void read(const moelink_eplb_shape *shape, const moelink_eplb_rearrange_params *params, const moelink_eplb_rearrange_result *out);
     void read_layers(const Shape &shape);
-    void agree();
+    void agree(const Outcome &mine);
     bool ends_before(int64_t batch);
     void reserve();
     bool overlaps() const;

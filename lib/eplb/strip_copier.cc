@@ -32,14 +32,14 @@ StripCopier::StripCopier(const Device &device, SmBudget budget) : device_(device
     check_launch(kernels::cuda::load_kernels(), "loading the kernels");
 }
 
-int32_t StripCopier::sms_for(std::span<const ExpertCopy> copies) const {
+int32_t StripCopier::sms_for(std::span<const ExpertCopy> copies, bool alone) const {
     if (!std::all_of(copies.begin(), copies.end(), [](const ExpertCopy &copy) { return copy.by_kernels; })) return 0;
-    if (!copies.empty() && copies[0].inside) return budget_.inside;
+    if (!copies.empty() && copies[0].inside) return alone ? budget_.alone : budget_.inside;
     return budget_.sm_budget > 0 || many_small_strips(copies) ? budget_.from_peers : 0;
 }
 
-void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream) {
-    const int32_t sms = sms_for(copies);
+void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream, bool alone) {
+    const int32_t sms = sms_for(copies, alone);
     if (sms == 0) {
         for (const ExpertCopy &copy : copies) copy_strips(device_, copy.to, copy.from, stream);
         return;
@@ -54,14 +54,15 @@ void StripCopier::copy(std::span<const ExpertCopy> copies, moelink_stream stream
     DeviceGuard guard(device_);
     check_launch(kernels::cuda::copy_strips(strips.data(), strips.size(), sms, stream), "copying rows");
     copies_by_sms += copies.size();
+    if (!copies.empty() && !copies[0].inside) reads_by_sms += copies.size();
 }
 
 std::string StripCopier::describe() const {
     if (budget_.sm_budget == -1) return "rows are copied by the copy engines";
     if (budget_.sm_budget > 0) return fmt::format("rows are copied by {} multiprocessors", budget_.inside);
     return fmt::format("peers' rows are copied by {} multiprocessors where tensors are small (below {} KiB on average), else by the copy engines, "
-                       "and rows inside the device by {} multiprocessors",
-                       budget_.from_peers, small_strip >> 10, budget_.inside);
+                       "and rows inside the device by {} multiprocessors, or by {} while none come from peers",
+                       budget_.from_peers, small_strip >> 10, budget_.inside, budget_.alone);
 }
 
 }  // namespace moelink::eplb

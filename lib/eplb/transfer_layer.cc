@@ -100,7 +100,7 @@ private:
             int slot = ready_.front();
             ready_.pop_front();
             bool held = staged_[size_t(slot)] >= 0;
-            if (!held && (!slots_.waits(slot) || (!may_receive(topology_.rank_of(slot)) && !has_local(slot)))) continue;
+            if (!held && (!slots_.waits(slot) || (!may_receive(topology_.rank_of(slot)) && !slots_.has_local(slot)))) continue;
             if (!slots_.free(slot)) continue;
             if (held) {
                 commit(slot);
@@ -124,13 +124,6 @@ private:
             slots_.arrive(slot);
             commit(slot);
         }
-    }
-
-    // Whether what the slot waits for is on its rank, or comes there in this batch.
-    bool has_local(int slot) const {
-        const int32_t expert = slots_.wanted(slot);
-        const int rank = topology_.rank_of(slot);
-        return slots_.local_copy(expert, rank) >= 0 || slots_.arriving_at(expert, rank) >= 0;
     }
 
     void copy(int from, int to) {
@@ -240,6 +233,7 @@ private:
 
     // Has somebody read what blocks a rank whose staging is all held.
     void relieve() {
+        if (full_ranks() == 0) return;
         for (size_t slot = 0; slot < staged_.size(); ++slot) {
             int rank = topology_.rank_of(int(slot));
             if (staged_[slot] < 0 || holds_[size_t(rank)] < places_) continue;
@@ -269,9 +263,10 @@ private:
         // Where nobody can receive, rings within ranks are all that can turn.
         const bool local_only = !may_receive();
         for (int first = 0; first < int(staged_.size()); ++first) {
+            if (!slots_.waits(first)) continue;
             ring.clear();
             int slot = first;
-            while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || has_local(slot))) {
+            while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || slots_.has_local(slot))) {
                 seen[size_t(slot)] = first;
                 ring.push_back(slot);
                 slot = slots_.only_source(slot);

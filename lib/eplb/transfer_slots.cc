@@ -21,6 +21,17 @@ TransferSlots::TransferSlots(const Topology &topology, int experts, std::span<co
         waiting_[size_t(new_map[slot])].push_back(int(slot));
         ++waiting_count_;
     }
+    has_copy_.assign(held_.size(), 0);
+    for (size_t slot = 0; slot < held_.size(); ++slot) {
+        if (waits_[slot]) has_copy_[slot] = local_copy(wanted_[slot], topology_.rank_of(int(slot))) >= 0;
+    }
+}
+
+void TransferSlots::note_copies(int32_t expert, int rank) {
+    const uint8_t has = local_copy(expert, rank) >= 0;
+    for (int slot : waiting_[size_t(expert)]) {
+        if (topology_.rank_of(slot) == rank) has_copy_[size_t(slot)] = has;
+    }
 }
 
 int TransferSlots::nearest(int32_t expert, int rank) const {
@@ -114,13 +125,17 @@ void TransferSlots::fill(int slot) {
     if (held(slot) >= 0) {
         std::vector<int> &copies = copies_[size_t(held(slot))];
         copies.erase(std::find(copies.begin(), copies.end(), slot));
+        note_copies(held(slot), topology_.rank_of(slot));
     }
     held_[size_t(slot)] = wanted(slot);
     filled_.push_back(slot);
 }
 
 void TransferSlots::end_batch() {
-    for (int slot : filled_) copies_[size_t(held(slot))].push_back(slot);
+    for (int slot : filled_) {
+        copies_[size_t(held(slot))].push_back(slot);
+        note_copies(held(slot), topology_.rank_of(slot));
+    }
     for (int32_t expert : arrived_) arriving_[size_t(expert)].clear();
     filled_.clear();
     arrived_.clear();

@@ -31,6 +31,10 @@ public:
     int nearest(int32_t expert, int rank) const;
     // A copy on the rank, or -1.
     int local_copy(int32_t expert, int rank) const;
+    // Whether what the slot waits for is on its rank, or comes there in this batch.
+    bool has_local(int slot) const {
+        return has_copy_[size_t(slot)] != 0 || (!arrived_.empty() && arriving_at(wanted(slot), topology_.rank_of(slot)) >= 0);
+    }
     // Of a rank to which the expert is coming: the slot that it goes to, or -1.
     int arriving_at(int32_t expert, int rank) const;
     bool arriving_within(int32_t expert, int rank, int hop) const;
@@ -50,11 +54,14 @@ public:
 
 private:
     bool depends(int waiting, int slot) const;
+    // The copies of an expert on a rank have become others.
+    void note_copies(int32_t expert, int rank);
 
     const Topology &topology_;
     std::vector<int32_t> held_, wanted_;
     std::vector<uint8_t> waits_;
     std::vector<std::vector<int>> copies_, waiting_;  // [experts] slots
+    std::vector<uint8_t> has_copy_;                   // [slots] of those that wait: their rank has a copy of what they wait for
     std::vector<std::vector<int>> arriving_;          // [experts] slots to which transfers of this batch go
     std::vector<int> filled_;
     std::vector<int32_t> arrived_;  // experts with an entry in arriving_

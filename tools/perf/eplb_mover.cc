@@ -71,8 +71,8 @@ double Mover::move(const Map &from, const Map &to) {
     overlapped_ = result.overlapped;
     moelink_eplb_comm_stats stats = MOELINK_EPLB_COMM_STATS_INIT;
     must(moelink_eplb_comm_stats_of(comm_.get(), &stats), "moelink_eplb_comm_stats_of");
-    sms_ = stats.sm_copies > sm_copies_ ? info().sms : 0;
-    sm_copies_ = stats.sm_copies;
+    sms_ = stats.sm_reads > sm_reads_ ? info().read_sms : 0;
+    sm_reads_ = stats.sm_reads;
     return ms;
 }
 

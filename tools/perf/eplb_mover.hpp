@@ -29,7 +29,7 @@ public:
     int64_t batches() const { return batches_; }
     // Of these, those whose transfers began before the one before them had ended.
     int64_t overlapped() const { return overlapped_; }
-    // Multiprocessors that copied rows of the last move on this rank; 0: none did.
+    // Multiprocessors that read peers' rows in the last move on this rank; 0: none did.
     int32_t sms() const { return sms_; }
     // The kind in use, and why.
     std::string describe() const;
@@ -47,7 +47,7 @@ private:
     int64_t batches_ = 0;
     int64_t overlapped_ = 0;
     int32_t sms_ = 0;
-    uint64_t sm_copies_ = 0;  // of all moves
+    uint64_t sm_reads_ = 0;  // of all moves
 };
 
 }  // namespace perf
