@@ -24,9 +24,10 @@ inline constexpr int near_ranks = 16;  // ranks whose addresses travel in the ke
 
 // Packets: rows travel as 16-byte words, each written and read as one access, so that no fence and no flag stand between a row and
 // its use. A tile of a row is 96 vectors of 16 bytes, each a word, and a few words beside them.
-// Rows that a rank may send to another as packets. In dispatch they are copied once more where they arrive, in combine they are not.
-inline constexpr int max_dispatch_packet_rows = 256;
-inline constexpr int max_combine_packet_rows = 2048;
+// What a rank may send to another as packets. In dispatch they are copied once more where they arrive; in combine they are not, and it
+// is bytes that count.
+inline constexpr uint64_t max_dispatch_packet_rows = 256;
+inline constexpr uint64_t max_combine_packet_bytes = uint64_t{28} << 20;
 inline constexpr uint64_t packet_word = 16;
 inline constexpr uint64_t packet_tile_data = 1536;
 inline constexpr uint64_t packet_tile_beside = 5 * packet_word;  // the vectors' topmost bits; scales, where rows are quantized

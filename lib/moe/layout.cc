@@ -9,9 +9,9 @@ namespace moelink {
 namespace {
 
 // Tokens up to which rows may travel as packets: what their place costs in all slots is bounded. `row`: of one token.
-int32_t choose_packet_rows(int most_rows, uint64_t capacity, uint64_t slots, uint64_t row) {
+int32_t choose_packet_rows(uint64_t most_rows, uint64_t capacity, uint64_t slots, uint64_t row) {
     constexpr uint64_t most_bytes = uint64_t{64} << 20;
-    return static_cast<int32_t>(std::min({static_cast<uint64_t>(most_rows), capacity, most_bytes / (slots * row)}));
+    return static_cast<int32_t>(std::min({most_rows, capacity, most_bytes / (slots * row)}));
 }
 
 }  // namespace
@@ -62,7 +62,7 @@ WorkspaceLayout make_layout(const Config &config, int ranks, bool on_cuda, bool 
         const auto slots = static_cast<uint64_t>(config.slots);
         result.dispatch_packet_rows = choose_packet_rows(max_dispatch_packet_rows, capacity, slots, r * dispatch_row.at());
         if (config.combine_row_bytes > 0) {
-            result.combine_packet_rows = choose_packet_rows(max_combine_packet_rows, capacity, slots, distinct * combine_row.at());
+            result.combine_packet_rows = choose_packet_rows(max_combine_packet_bytes / config.combine_row_bytes, capacity, slots, distinct * combine_row.at());
         }
         result.dispatch_packet_bytes = static_cast<uint32_t>(dispatch_row.at());
         result.combine_packet_bytes = static_cast<uint32_t>(combine_row.at());
