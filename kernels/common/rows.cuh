@@ -87,6 +87,31 @@ __device__ __forceinline__ void with_width(int32_t width, const Body &body) {
 
 inline constexpr int unroll = 4;
 
+// A vector that is read, or written, once: it passes the multiprocessor's cache.
+template <class V>
+__device__ __forceinline__ V load_once(const V *at) {
+    if constexpr (sizeof(V) == sizeof(uint4)) {
+        uint4 value;
+        asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                     : "l"(at));
+        return reinterpret_cast<V &>(value);
+    } else {
+        return *at;
+    }
+}
+
+template <class V>
+__device__ __forceinline__ void store_once(V *at, const V &value) {
+    if constexpr (sizeof(V) == sizeof(uint4)) {
+        const uint4 &vector = reinterpret_cast<const uint4 &>(value);
+        asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(vector.x), "r"(vector.y), "r"(vector.z), "r"(vector.w)
+                     : "memory");
+    } else {
+        *at = value;
+    }
+}
+
 // Up to `unroll` vectors of a row, a team's width apart, so that their loads are in flight together.
 template <class V>
 struct Batch {
@@ -95,13 +120,13 @@ struct Batch {
     __device__ __forceinline__ void load(const unsigned char *row, int64_t first, int64_t count, int step) {
 #pragma unroll
         for (int u = 0; u < unroll; ++u) {
-            if (first + u * step < count) value[u] = reinterpret_cast<const V *>(row)[first + u * step];
+            if (first + u * step < count) value[u] = load_once(reinterpret_cast<const V *>(row) + first + u * step);
         }
     }
     __device__ __forceinline__ void store(unsigned char *row, int64_t first, int64_t count, int step) const {
 #pragma unroll
         for (int u = 0; u < unroll; ++u) {
-            if (first + u * step < count) reinterpret_cast<V *>(row)[first + u * step] = value[u];
+            if (first + u * step < count) store_once(reinterpret_cast<V *>(row) + first + u * step, value[u]);
         }
     }
 };

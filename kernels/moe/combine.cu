@@ -22,8 +22,13 @@ struct Shared {
     int32_t tokens;
 };
 
-// Of blocks that push while others add. Packets are the faster to push, and the slower to add.
-__device__ __forceinline__ int pushing_part(int blocks, bool packets) { return max(1, blocks / (packets ? 4 : 2)); }
+// Of blocks that push while others add: as many as it takes to fill the link, or to keep pace where blocks are few. Packets are the faster
+// to push, and the slower to add.
+__device__ __forceinline__ int pushing_part(int blocks, bool packets, int32_t tokens) {
+    constexpr int few_blocks = 64, many_tokens = 1024;
+    if (packets) return max(1, blocks / (tokens > many_tokens ? 5 : 4));
+    return max(1, blocks <= few_blocks ? blocks * 3 / 8 : blocks / 2);
+}
 
 // The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
 __device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
@@ -231,7 +236,7 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
                     const unsigned char *row = first + u == rows.own.distinct ? own_input : plane + static_cast<uint64_t>(first + u) * params.row_bytes;
 #pragma unroll
                     for (int s = 0; s < steps; ++s) {
-                        if (first + u < rows.distinct && at + s * teams.width < packs) pack[u][s] = reinterpret_cast<const P *>(row)[at + s * teams.width];
+                        if (first + u < rows.distinct && at + s * teams.width < packs) pack[u][s] = load_once(reinterpret_cast<const P *>(row) + at + s * teams.width);
                     }
                 }
 #pragma unroll
@@ -244,7 +249,7 @@ __device__ void add_rows(const CombineParams &params, int block, int blocks, con
             }
 #pragma unroll
             for (int s = 0; s < steps; ++s) {
-                if (at + s * teams.width < packs) out[at + s * teams.width] = sum[s].rounded();
+                if (at + s * teams.width < packs) store_once(out + at + s * teams.width, sum[s].rounded());
             }
         }
     }
@@ -353,7 +358,7 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     }
     if (__syncthreads_or(fault)) return;
     const int blocks = gridDim.x, block = blockIdx.x;
-    int pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0);
+    int pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0, shared.tokens);
     if (params.halves != both_halves) pushers = params.halves == half_send ? blocks : 0;
     if (block < pushers) {
         if (block == pushers - 1) announce(params, shared);
