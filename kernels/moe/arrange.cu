@@ -154,7 +154,7 @@ __device__ void find_offsets(const ArrangeParams &params) {
         int64_t total;
         const int64_t begin = next + sum_before(room, &total);
         if (count > room) report_overflow(params, expert, count, room);
-        if (is) params.expert_offsets[expert] = static_cast<int32_t>(begin);
+        if (is) params.expert_offsets[expert] = static_cast<int32_t>(min(begin, int64_t{INT32_MAX}));  // more than there is room for
         for (int64_t row = begin + count; !padded && row < min(begin + room, params.rows); ++row) {
             params.row_from[row] = -1;
             no_source(params, row);
@@ -163,7 +163,7 @@ __device__ void find_offsets(const ArrangeParams &params) {
         sum_before(count, &total);
         came += total;
     }
-    if (threadIdx.x == 0) params.expert_offsets[params.local_experts] = static_cast<int32_t>(next);
+    if (threadIdx.x == 0) params.expert_offsets[params.local_experts] = static_cast<int32_t>(min(next, int64_t{INT32_MAX}));
     if (threadIdx.x == 0 && !padded && next > params.rows) report_overflow(params, -1, next, params.rows);
     tell_host(params, padded ? came : next);
 }
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(block_threads, 1) pack_kernel(const __grid_con
     const int64_t all = offsets[params.ranks];
     if (blockIdx.x == 0) {
         if (params.arrangement == arrange_packed) {
-            for (int rank = threadIdx.x; rank <= params.ranks; rank += blockDim.x) params.rank_offsets[rank] = static_cast<int32_t>(offsets[rank]);
+            for (int rank = threadIdx.x; rank <= params.ranks; rank += blockDim.x) params.rank_offsets[rank] = static_cast<int32_t>(min(offsets[rank], int64_t{INT32_MAX}));
         }
         tell_host(params, all);
         if (params.arrangement == arrange_packed && all > params.rows && threadIdx.x == 0) report_overflow(params, -1, all, params.rows);
