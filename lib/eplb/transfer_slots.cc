@@ -4,24 +4,39 @@
 
 namespace moelink::eplb {
 
+namespace {
+
+// [experts] how many slots have each, of both maps or of one.
+std::vector<int> count_slots(int experts, std::span<const int32_t> map, std::span<const int32_t> other = {}) {
+    std::vector<int> counts(size_t(experts), 0);
+    for (std::span<const int32_t> slots : {map, other}) {
+        for (int32_t expert : slots) {
+            if (expert >= 0) ++counts[size_t(expert)];
+        }
+    }
+    return counts;
+}
+
+}  // namespace
+
 TransferSlots::TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> new_map,
                              std::vector<uint8_t> lost)
     : topology_(topology),
       held_(old_map.begin(), old_map.end()),
       wanted_(old_map.size(), -1),
       waits_(old_map.size(), 0),
-      copies_(size_t(experts)),
-      waiting_(size_t(experts)),
-      arriving_(size_t(experts)) {
+      copies_(count_slots(experts, old_map, new_map)),
+      waiting_(count_slots(experts, new_map)),
+      has_copy_(old_map.size(), 0),
+      arriving_(count_slots(experts, new_map)) {
     for (size_t slot = 0; slot < held_.size(); ++slot) {
-        if (held_[slot] >= 0) copies_[size_t(held_[slot])].push_back(int(slot));
+        if (held_[slot] >= 0) copies_.add(held_[slot], int(slot));
         if (new_map[slot] < 0 || new_map[slot] == held_[slot] || lost[slot]) continue;
         wanted_[slot] = new_map[slot];
         waits_[slot] = 1;
-        waiting_[size_t(new_map[slot])].push_back(int(slot));
+        waiting_.add(wanted_[slot], int(slot));
         ++waiting_count_;
     }
-    has_copy_.assign(held_.size(), 0);
     for (size_t slot = 0; slot < held_.size(); ++slot) {
         if (waits_[slot]) has_copy_[slot] = local_copy(wanted_[slot], topology_.rank_of(int(slot))) >= 0;
     }
@@ -29,7 +44,7 @@ TransferSlots::TransferSlots(const Topology &topology, int experts, std::span<co
 
 void TransferSlots::note_copies(int32_t expert, int rank) {
     const uint8_t has = local_copy(expert, rank) >= 0;
-    for (int slot : waiting_[size_t(expert)]) {
+    for (int slot : waiting_[expert]) {
         if (topology_.rank_of(slot) == rank) has_copy_[size_t(slot)] = has;
     }
 }
@@ -54,7 +69,7 @@ bool TransferSlots::free(int slot) const {
     for (int copy : copies(expert)) {
         if (copy != slot) other = std::min(other, topology_.hop(rank, topology_.rank_of(copy)));
     }
-    for (int waiting : waiting_[size_t(expert)]) {
+    for (int waiting : waiting_[expert]) {
         int reader = topology_.rank_of(waiting);
         int hop = topology_.hop(rank, reader);
         if (hop < other && !arriving_within(expert, reader, hop)) return false;
@@ -70,14 +85,14 @@ int TransferSlots::local_copy(int32_t expert, int rank) const {
 }
 
 int TransferSlots::arriving_at(int32_t expert, int rank) const {
-    for (int slot : arriving_[size_t(expert)]) {
+    for (int slot : arriving_[expert]) {
         if (topology_.rank_of(slot) == rank) return slot;
     }
     return -1;
 }
 
 bool TransferSlots::arriving_within(int32_t expert, int rank, int hop) const {
-    for (int slot : arriving_[size_t(expert)]) {
+    for (int slot : arriving_[expert]) {
         int other = topology_.hop(rank, topology_.rank_of(slot));
         if (other < hop || other == MOELINK_EPLB_HOP_RANK) return true;
     }
@@ -99,7 +114,7 @@ int TransferSlots::only_source(int slot) const {
 
 int TransferSlots::only_reader(int slot) const {
     int reader = -1;
-    for (int waiting : waiting_[size_t(held(slot))]) {
+    for (int waiting : waiting_[held(slot)]) {
         if (!depends(waiting, slot)) continue;
         if (reader >= 0) return -1;
         reader = waiting;
@@ -110,21 +125,18 @@ int TransferSlots::only_reader(int slot) const {
 void TransferSlots::serve(int slot) {
     waits_[size_t(slot)] = 0;
     --waiting_count_;
-    std::vector<int> &waiting = waiting_[size_t(wanted(slot))];
-    waiting.erase(std::find(waiting.begin(), waiting.end(), slot));
+    waiting_.remove(wanted(slot), slot);
 }
 
 void TransferSlots::arrive(int slot) {
     serve(slot);
-    std::vector<int> &arriving = arriving_[size_t(wanted(slot))];
-    if (arriving.empty()) arrived_.push_back(wanted(slot));
-    arriving.push_back(slot);
+    if (arriving_[wanted(slot)].empty()) arrived_.push_back(wanted(slot));
+    arriving_.add(wanted(slot), slot);
 }
 
 void TransferSlots::fill(int slot) {
     if (held(slot) >= 0) {
-        std::vector<int> &copies = copies_[size_t(held(slot))];
-        copies.erase(std::find(copies.begin(), copies.end(), slot));
+        copies_.remove(held(slot), slot);
         note_copies(held(slot), topology_.rank_of(slot));
     }
     held_[size_t(slot)] = wanted(slot);
@@ -133,10 +145,10 @@ void TransferSlots::fill(int slot) {
 
 void TransferSlots::end_batch() {
     for (int slot : filled_) {
-        copies_[size_t(held(slot))].push_back(slot);
+        copies_.add(held(slot), slot);
         note_copies(held(slot), topology_.rank_of(slot));
     }
-    for (int32_t expert : arrived_) arriving_[size_t(expert)].clear();
+    for (int32_t expert : arrived_) arriving_.clear(expert);
     filled_.clear();
     arrived_.clear();
 }

@@ -1,6 +1,7 @@
 // What the slots of one layer hold on the way from the old map to the new one, and who still needs it.
 #pragma once
 
+#include "eplb/slot_lists.hpp"
 #include "eplb/topology.hpp"
 
 #include <span>
@@ -22,7 +23,7 @@ public:
     // The expert that a slot gets, or has got; -1 for one that stays as it is.
     int32_t wanted(int slot) const { return wanted_[size_t(slot)]; }
     // Slots that held the expert before this batch and have not been filled with another since.
-    const std::vector<int> &copies(int32_t expert) const { return copies_[size_t(expert)]; }
+    std::span<const int> copies(int32_t expert) const { return copies_[expert]; }
     int waiting() const { return waiting_count_; }
 
     // Nobody needs from the slot what it holds: it is empty, or every slot that waits for its expert has another copy as near.
@@ -60,9 +61,9 @@ private:
     const Topology &topology_;
     std::vector<int32_t> held_, wanted_;
     std::vector<uint8_t> waits_;
-    std::vector<std::vector<int>> copies_, waiting_;  // [experts] slots
-    std::vector<uint8_t> has_copy_;                   // [slots] of those that wait: their rank has a copy of what they wait for
-    std::vector<std::vector<int>> arriving_;          // [experts] slots to which transfers of this batch go
+    SlotLists copies_, waiting_;
+    std::vector<uint8_t> has_copy_;  // [slots] of those that wait: their rank has a copy of what they wait for
+    SlotLists arriving_;             // to which transfers of this batch go
     std::vector<int> filled_;
     std::vector<int32_t> arrived_;  // experts with an entry in arriving_
     int waiting_count_ = 0;
