@@ -114,18 +114,19 @@ void Rearrangement::read(const moelink_eplb_shape *given, const moelink_eplb_rea
         comm_.prepare_overlap();
     }
     transfer.step_bytes = params_.step_bytes;
-    const TransferTask task = read_transfer(given, &transfer);
-    plan_ = plan_transfer(task);
-    result_.batches = int64_t(plan_.batches.size());
-    if (params_.position < 0 || params_.position > result_.batches) {
-        fail(MOELINK_ERR_INVALID_ARGUMENT, "params.position is {}; this plan has {} batches", params_.position, result_.batches);
+    planner_.emplace(read_transfer(given, &transfer));
+    const TransferTask &task = planner_->task();
+    if (params_.position < 0 || !planner_->reach(params_.position)) {
+        planner_->finish();
+        fail(MOELINK_ERR_INVALID_ARGUMENT, "params.position is {}; this plan has {} batches", params_.position, plan().batches.size());
     }
+    if (plans_ahead()) planner_->finish();
     result_.position = params_.position;
     for (size_t i = 0; i < task.new_map.size(); ++i) {
-        const bool mine = plan_.topology.rank_of(int(i % size_t(shape.slots))) == rank_;
-        result_.lost += mine && task.new_map[i] >= 0 && plan_.final_map[i] < 0;
+        const bool mine = task.topology.rank_of(int(i % size_t(shape.slots))) == rank_;
+        result_.lost += mine && plan().final_map[i] != task.new_map[i];
     }
-    map_ = plan_.map_after(params_.position);
+    map_ = plan().map_after(params_.position);
 
     Digest digest;
     digest.add(params_.flags);
@@ -147,6 +148,12 @@ bool Rearrangement::overlaps() const {
     uint64_t largest = 0;
     for (const Layer *layer : layers_) largest = std::max(largest, layer->expert_bytes);
     return params_.overlap == MOELINK_EPLB_OVERLAP_ALWAYS || largest >= overlapped_bytes / uint64_t(places_);
+}
+
+// Without overlap nothing moves while the host plans, and several layers are planned faster by the shape's threads.
+bool Rearrangement::plans_ahead() const {
+    const Shape &shape = planner_->task().shape;
+    return params_.step_bytes > 0 || profile() || (!overlap_ && shape.layers > 1 && shape.threads != 1);
 }
 
 void Rearrangement::read_layers(const Shape &shape) {
@@ -183,7 +190,7 @@ void Rearrangement::run() {
     moelink_eplb_comm_stats before = MOELINK_EPLB_COMM_STATS_INIT;
     comm_.stats(before);
     for (int64_t batch = 0; batch < result_.position; ++batch) {
-        for (const moelink_eplb_move &move : plan_.batch_moves(batch)) count_staged(move, layer_of(batch).expert_bytes);
+        for (const moelink_eplb_move &move : plan().batch_moves(batch)) count_staged(move, layer_of(batch).expert_bytes);
     }
     result_.staging = result_.open;
     result_.staging_bytes = staged_bytes_;
@@ -193,15 +200,17 @@ void Rearrangement::run() {
         int64_t begun = first;  // batches
         bool over = false;
         auto may_begin = [&] {
-            over = over || begun == result_.batches || (begun > first && ends_before(begun));
+            over = over || !planner_->reach(begun + 1) || (begun > first && ends_before(begun));
             return !over;
         };
         while (begun > result_.position || may_begin()) {
             if (begun == result_.position) begin(begun++);
-            if (overlap_ && begun < result_.batches && plan_.batches[size_t(begun)].early && may_begin()) {
-                result_.overlapped += has_transfers(plan_.batch_moves(begun));
+            if (overlap_ && !over && planner_->reach(begun + 1) && plan().batches[size_t(begun)].early && may_begin()) {
+                result_.overlapped += has_transfers(plan().batch_moves(begun));
                 begin(begun++);
             }
+            // While transfers are under way the host has the time. Those of the first batch are not before end() takes the peers' offers.
+            if (overlap_ && !over && result_.position > first) planner_->reach(begun + 1);
             end(result_.position);
             ++result_.position;
         }
@@ -209,6 +218,9 @@ void Rearrangement::run() {
     });
     if (outcome.status != MOELINK_OK) comm_.call_off(outcome);
     call_back();
+    // Where the rest cannot be planned, there is at least one batch more.
+    const Outcome rest = attempt([&] { planner_->finish(); });
+    result_.batches = int64_t(plan().batches.size()) + (rest.status != MOELINK_OK);
     moelink_eplb_comm_stats after = MOELINK_EPLB_COMM_STATS_INIT;
     comm_.stats(after);
     for (int link = 0; link < MOELINK_EPLB_LINKS; ++link) result_.link_bytes[link] = after.received_bytes[link] - before.received_bytes[link];
@@ -218,7 +230,7 @@ void Rearrangement::run() {
 }
 
 bool Rearrangement::ends_before(int64_t batch) {
-    const TransferPlan::Batch &last = plan_.batches[size_t(batch - 1)];
+    const TransferPlan::Batch &last = plan().batches[size_t(batch - 1)];
     if (!last.whole) return false;
     if (params_.step_bytes > 0 && last.step_end) return true;
     if (params_.step_ns == 0) return false;
@@ -229,8 +241,8 @@ bool Rearrangement::ends_before(int64_t batch) {
 
 // Moves the first batch's transfers into staging, where nobody looks for them.
 void Rearrangement::reserve() {
-    for (int64_t batch = result_.position; batch < result_.batches; ++batch) {
-        const auto moves = plan_.batch_moves(batch);
+    for (int64_t batch = result_.position; planner_->reach(batch + 1); ++batch) {
+        const auto moves = plan().batch_moves(batch);
         if (!has_transfers(moves)) continue;
         exchange(layer_of(batch), moves);
         return;
@@ -239,7 +251,7 @@ void Rearrangement::reserve() {
 
 void Rearrangement::begin(int64_t batch) {
     const Layer &layer = layer_of(batch);
-    const auto moves = plan_.batch_moves(batch);
+    const auto moves = plan().batch_moves(batch);
     const Staged coming = coming_to(batch);
     coming_ = {coming_.experts + coming.experts, coming_.bytes + coming.bytes};
     note_staged();
@@ -257,14 +269,14 @@ void Rearrangement::begin(int64_t batch) {
 // Whether nothing in the communicator's stream can still write what this rank sends.
 bool Rearrangement::settled(const Layer &layer, std::span<const moelink_eplb_move> moves) const {
     return settled_ && std::none_of(moves.begin(), moves.end(), [&](const moelink_eplb_move &move) {
-        if (move.kind != MOELINK_EPLB_MOVE_TRANSFER || plan_.topology.rank_of(move.from) != rank_) return false;
+        if (move.kind != MOELINK_EPLB_MOVE_TRANSFER || plan().topology.rank_of(move.from) != rank_) return false;
         return std::find(filling_.begin(), filling_.end(), layer.live(local(move.from))[0].data) != filling_.end();
     });
 }
 
 void Rearrangement::end(int64_t batch) {
     const Layer &layer = layer_of(batch);
-    const auto moves = plan_.batch_moves(batch);
+    const auto moves = plan().batch_moves(batch);
     if (!profile()) {
         if (overlap_ && has_transfers(moves)) comm_.finish();
         // Every rank has what it wants and reads no other's slots any more.
@@ -276,12 +288,12 @@ void Rearrangement::end(int64_t batch) {
     coming_ = {coming_.experts - come.experts, coming_.bytes - come.bytes};
     for (const moelink_eplb_move &move : moves) count(layer, move);
     if (told_.empty()) {
-        told_layer_ = plan_.batches[size_t(batch)].layer;
+        told_layer_ = plan().batches[size_t(batch)].layer;
         const auto slots = local_slots(told_layer_);
         told_.assign(slots.begin(), slots.end());
     }
-    plan_.apply(batch, map_);
-    if (plan_.batches[size_t(batch)].last) call_back();
+    plan().apply(batch, map_);
+    if (plan().batches[size_t(batch)].last) call_back();
 }
 
 void Rearrangement::exchange(const Layer &layer, std::span<const moelink_eplb_move> moves) {
@@ -300,7 +312,7 @@ size_t Rearrangement::queue(const Layer &layer, std::span<const moelink_eplb_mov
 }
 
 void Rearrangement::add(const Layer &layer, const moelink_eplb_move &move) {
-    const int from = plan_.topology.rank_of(move.from), to = rank_of_place(move.to);
+    const int from = plan().topology.rank_of(move.from), to = rank_of_place(move.to);
     if (from == rank_) {
         const auto rows = as_rows(layer.live(local(move.from)));
         comm_.add_send(rows.data(), int32_t(rows.size()), to, move.expert);
@@ -342,9 +354,9 @@ void Rearrangement::count(const Layer &layer, const moelink_eplb_move &move) {
     count_staged(move, layer.expert_bytes);
     const bool transfer = move.kind == MOELINK_EPLB_MOVE_TRANSFER;
     if (!transfer && (move.kind != MOELINK_EPLB_MOVE_COPY || rank_of_local(move) != rank_)) return;
-    const int from = plan_.topology.rank_of(move.from), to = transfer ? rank_of_place(move.to) : from;
+    const int from = plan().topology.rank_of(move.from), to = transfer ? rank_of_place(move.to) : from;
     if (to == rank_) {
-        const int hop = plan_.topology.hop(from, to);
+        const int hop = plan().topology.hop(from, to);
         ++result_.received[hop];
         result_.received_bytes[hop] += layer.expert_bytes;
     } else if (from == rank_) {
@@ -364,7 +376,7 @@ void Rearrangement::count_staged(const moelink_eplb_move &move, uint64_t bytes) 
 // What a batch's transfers bring to this rank.
 Rearrangement::Staged Rearrangement::coming_to(int64_t batch) const {
     Staged coming;
-    for (const moelink_eplb_move &move : plan_.batch_moves(batch)) {
+    for (const moelink_eplb_move &move : plan().batch_moves(batch)) {
         coming.experts += move.kind == MOELINK_EPLB_MOVE_TRANSFER && rank_of_place(move.to) == rank_;
     }
     coming.bytes = uint64_t(coming.experts) * layer_of(batch).expert_bytes;

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "eplb/comm.hpp"
-#include "eplb/transfer_plan.hpp"
+#include "eplb/transfer_planner.hpp"
 
 #include <moelink/eplb_rearrange.h>
 
 #include <chrono>
+#include <optional>
 #include <vector>
 
 namespace moelink::eplb {
@@ -33,6 +34,7 @@ private:
     bool ends_before(int64_t batch);
     void reserve();
     bool overlaps() const;
+    bool plans_ahead() const;
     void begin(int64_t batch);
     void end(int64_t batch);
     void exchange(const Layer &layer, std::span<const moelink_eplb_move> moves);
@@ -52,16 +54,17 @@ private:
     static bool has_transfers(std::span<const moelink_eplb_move> moves) {
         return !moves.empty() && moves[0].kind == MOELINK_EPLB_MOVE_TRANSFER;
     }
-    const Layer &layer_of(int64_t batch) const { return *layers_[size_t(plan_.batches[size_t(batch)].layer)]; }
-    int local(int slot) const { return slot % plan_.topology.rank_slots; }
+    const TransferPlan &plan() const { return planner_->plan(); }
+    const Layer &layer_of(int64_t batch) const { return *layers_[size_t(plan().batches[size_t(batch)].layer)]; }
+    int local(int slot) const { return slot % plan().topology.rank_slots; }
     int place(int number) const { return number % places_; }
     int rank_of_place(int number) const { return number / places_; }
     int rank_of_local(const moelink_eplb_move &move) const {
-        return move.kind == MOELINK_EPLB_MOVE_COMMIT ? rank_of_place(move.from) : plan_.topology.rank_of(move.from);
+        return move.kind == MOELINK_EPLB_MOVE_COMMIT ? rank_of_place(move.from) : plan().topology.rank_of(move.from);
     }
     std::span<const int32_t> local_slots(int layer) const {
-        const size_t width = size_t(plan_.topology.rank_slots);
-        return {map_.data() + size_t(layer) * size_t(plan_.shape.slots) + size_t(rank_) * width, width};
+        const size_t width = size_t(plan().topology.rank_slots);
+        return {map_.data() + size_t(layer) * size_t(plan().shape.slots) + size_t(rank_) * width, width};
     }
 
     Comm &comm_;
@@ -70,7 +73,7 @@ private:
     moelink_eplb_rearrange_params params_ = MOELINK_EPLB_REARRANGE_PARAMS_INIT;
     moelink_eplb_rearrange_result result_ = MOELINK_EPLB_REARRANGE_RESULT_INIT;
     std::vector<const Layer *> layers_;  // [layers]
-    TransferPlan plan_;
+    std::optional<TransferPlanner> planner_;  // there once the input is read
     int places_ = 1;             // of staging, a rank
     bool overlap_ = false;       // a batch's transfers begin before the one before it ends, where the plan allows it
     uint64_t digest_[2] = {};    // of what all ranks must ask for alike

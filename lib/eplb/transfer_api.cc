@@ -1,7 +1,7 @@
 // The C interface of the transfer planner.
 #include "base/guard.hpp"
 #include "base/params.hpp"
-#include "eplb/transfer_plan.hpp"
+#include "eplb/transfer_planner.hpp"
 
 #include <algorithm>
 #include <memory>
@@ -28,7 +28,7 @@ moelink_status moelink_eplb_transfer_create(const moelink_eplb_shape *shape, con
     return guard("moelink_eplb_transfer_create", [&] {
         *not_null(out, "out") = nullptr;
         auto transfer = std::make_unique<moelink_eplb_transfer>();
-        transfer->plan = plan_transfer(read_transfer(shape, params));
+        transfer->plan = TransferPlanner(read_transfer(shape, params)).take();
         *out = transfer.release();
     });
 }

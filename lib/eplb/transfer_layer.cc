@@ -13,399 +13,324 @@
 #include "eplb/transfer_layer.hpp"
 
 #include "base/error.hpp"
-#include "eplb/transfer_rounds.hpp"
-#include "eplb/transfer_slots.hpp"
 
 #include <algorithm>
-#include <deque>
 
 namespace moelink::eplb {
 
-namespace {
-
-std::vector<uint8_t> find_lost(const LayerTask &task) {
-    std::vector<uint8_t> known(size_t(task.experts), 0), lost(task.new_map.size(), 0);
-    for (int32_t expert : task.old_map) {
-        if (expert >= 0) known[size_t(expert)] = 1;
+LayerPlanner::LayerPlanner(const LayerTask &task)
+    : topology_(task.topology),
+      layer_(task.layer),
+      staging_(task.staging),
+      overlap_(task.overlap),
+      places_(std::min(overlap_ ? task.staging / 2 : task.staging, task.topology.rank_slots)),
+      numbers_(overlap_ ? 2 * places_ : places_),
+      slots_(task.topology, task.experts, task.old_map, task.final_map),
+      staged_(task.old_map.size(), -1),
+      recent_(task.old_map.size(), 0),
+      use_(size_t(task.topology.ranks) * size_t(numbers_), Use::none),
+      received_(size_t(task.topology.ranks), 0),
+      sent_(received_),
+      all_sent_(received_),
+      all_received_(received_),
+      holds_(received_),
+      kept_(received_) {
+    for (int i = 0; i < topology_.rank_slots; ++i) {
+        for (int rank = 0; rank < topology_.ranks; ++rank) open_.push_back(rank * topology_.rank_slots + i);
     }
-    for (size_t slot = 0; slot < lost.size(); ++slot) {
-        int32_t expert = task.new_map[slot];
-        if (expert < 0 || known[size_t(expert)]) continue;
-        if (!task.skip_lost) {
-            fail(MOELINK_ERR_INVALID_ARGUMENT, "new_map has expert {} in layer {}, slot {}, but no slot of old_map that can be read holds it",
-                 expert, task.layer, slot);
-        }
-        lost[slot] = 1;
-    }
-    return lost;
 }
 
-class LayerPlanner {
-public:
-    explicit LayerPlanner(const LayerTask &task)
-        : topology_(task.topology),
-          layer_(task.layer),
-          staging_(task.staging),
-          overlap_(task.overlap),
-          places_(std::min(overlap_ ? task.staging / 2 : task.staging, task.topology.rank_slots)),
-          numbers_(overlap_ ? 2 * places_ : places_),
-          slots_(task.topology, task.experts, task.old_map, task.new_map, find_lost(task)),
-          staged_(task.old_map.size(), -1),
-          recent_(task.old_map.size(), 0),
-          use_(size_t(task.topology.ranks) * size_t(numbers_), Use::none),
-          received_(size_t(task.topology.ranks), 0),
-          sent_(received_),
-          all_sent_(received_),
-          all_received_(received_),
-          holds_(received_),
-          kept_(received_) {
-        for (int i = 0; i < topology_.rank_slots; ++i) {
-            for (int rank = 0; rank < topology_.ranks; ++rank) open_.push_back(rank * topology_.rank_slots + i);
-        }
-        result_.final_map.assign(task.new_map.begin(), task.new_map.end());
-        for (size_t slot = 0; slot < result_.final_map.size(); ++slot) {
-            if (task.new_map[slot] < 0 || task.new_map[slot] == task.old_map[slot] || slots_.wanted(int(slot)) >= 0) continue;
-            result_.final_map[slot] = -1;
-            ++result_.lost;
-        }
-    }
+LayerBatch LayerPlanner::next(std::vector<moelink_eplb_move> &moves) {
+    const bool only_empties = done();  // slots, which needs a batch too
+    std::erase_if(open_, [&](int slot) { return !slots_.waits(slot) && staged_[size_t(slot)] < 0; });
+    ready_.assign(open_.begin(), open_.end());
+    fill_ready();
+    relieve();
+    open_rings();
+    const LayerBatch batch = finish_batch(moves);
+    if (batch.moves == 0 && !only_empties) fail(MOELINK_ERR_INTERNAL, "the plan of layer {} does not go on", layer_);
+    return batch;
+}
 
-    LayerMoves run() {
-        while (slots_.waiting() > 0 || hold_count_ > 0) batch();
-        return std::move(result_);
-    }
+// ---- Slots that may be written ----
 
-private:
-    enum class Use : uint8_t {
-        none,
-        resting,  // emptied by the last batch, of plans with overlap
-        taken     // in this batch, or held
-    };
-
-    void batch() {
-        size_t before = result_.moves.size();
-        std::erase_if(open_, [&](int slot) { return !slots_.waits(slot) && staged_[size_t(slot)] < 0; });
-        ready_.assign(open_.begin(), open_.end());
-        fill_ready();
-        relieve();
-        open_rings();
-        finish_batch();
-        if (result_.moves.size() == before) fail(MOELINK_ERR_INTERNAL, "the plan of layer {} does not go on", layer_);
-    }
-
-    // ---- Slots that may be written ----
-
-    void fill_ready() {
-        while (!ready_.empty()) {
-            int slot = ready_.front();
-            ready_.pop_front();
-            bool held = staged_[size_t(slot)] >= 0;
-            if (!held && (!slots_.waits(slot) || (!may_receive(topology_.rank_of(slot)) && !slots_.has_local(slot)))) continue;
-            if (!slots_.free(slot)) continue;
-            if (held) {
-                commit(slot);
-                --holds_[size_t(topology_.rank_of(slot))];
-                --hold_count_;
-            } else {
-                fill(slot);
-            }
-        }
-    }
-
-    void fill(int slot) {
-        int32_t expert = slots_.wanted(slot);
-        int rank = topology_.rank_of(slot);
-        int local = slots_.local_copy(expert, rank);
-        if (local < 0) local = slots_.arriving_at(expert, rank);
-        if (local >= 0) {
-            copy(local, slot);
-        } else if (int source = source_of(slot); source >= 0) {
-            receive(source, slot);
-            slots_.arrive(slot);
+void LayerPlanner::fill_ready() {
+    while (!ready_.empty()) {
+        int slot = ready_.front();
+        ready_.pop_front();
+        bool held = staged_[size_t(slot)] >= 0;
+        if (!held && (!slots_.waits(slot) || (!may_receive(topology_.rank_of(slot)) && !slots_.has_local(slot)))) continue;
+        if (!slots_.free(slot)) continue;
+        if (held) {
             commit(slot);
+            --holds_[size_t(topology_.rank_of(slot))];
+            --hold_count_;
+        } else {
+            fill(slot);
         }
     }
+}
 
-    void copy(int from, int to) {
-        add(MOELINK_EPLB_MOVE_COPY, from, to, to);
-        slots_.serve(to);
-        slots_.fill(to);
-        readable_again(slots_.held(to));
-    }
-
-    void commit(int slot) {
-        add(MOELINK_EPLB_MOVE_COMMIT, place_number(slot), slot, slot);
-        slots_.fill(slot);
-        emptied_.push_back(place_number(slot));
-        staged_[size_t(slot)] = -1;
-    }
-
-    // Copies of the expert may be free now.
-    void readable_again(int32_t expert) {
-        for (int copy : slots_.copies(expert)) ready_.push_back(copy);
-    }
-
-    // ---- Transfers ----
-
-    // A slot to receive from in this batch, or -1. Of the nearest copies the one whose rank has sent least. When the expert
-    // is coming nearer in this batch, it is worth waiting for the next.
-    int source_of(int slot) const {
-        int32_t expert = slots_.wanted(slot);
-        int rank = topology_.rank_of(slot);
-        if (!may_receive(rank)) return -1;
-        int hop = slots_.nearest(expert, rank);
-        if (slots_.arriving_within(expert, rank, hop)) return -1;
-        int best = -1;
-        for (int copy : slots_.copies(expert)) {
-            int from = topology_.rank_of(copy);
-            if (topology_.hop(rank, from) == hop && sent_[size_t(from)] < places_ && (best < 0 || sent_less(copy, best))) best = copy;
-        }
-        return best;
-    }
-
-    bool may_receive(int rank) const { return received_[size_t(rank)] + kept_[size_t(rank)] < places_; }
-    bool may_receive() const {
-        for (int rank = 0; rank < topology_.ranks; ++rank) {
-            if (may_receive(rank)) return true;
-        }
-        return false;
-    }
-
-    // Of equals, what the last batch has filled would have this one wait for it.
-    bool sent_less(int a, int b) const {
-        size_t x = size_t(topology_.rank_of(a)), y = size_t(topology_.rank_of(b));
-        if (sent_[x] != sent_[y]) return sent_[x] < sent_[y];
-        if (overlap_ && recent_[size_t(a)] != recent_[size_t(b)]) return recent_[size_t(b)] != 0;
-        return all_sent_[x] < all_sent_[y];
-    }
-
-    Use &use(size_t rank, int place) { return use_[rank * size_t(numbers_) + size_t(place)]; }
-
-    // The lowest place in that use, or -1.
-    int find_place(size_t rank, Use wanted) {
-        for (int place = 0; place < numbers_; ++place) {
-            if (use(rank, place) == wanted && !(wanted == Use::taken && is_held(int(rank), place))) return place;
-        }
-        return -1;
-    }
-
-    void take(size_t rank, int place) {
-        use(rank, place) = Use::taken;
-        ++received_[rank];
-    }
-
-    void receive(int from, int to) {
-        size_t sender = size_t(topology_.rank_of(from)), receiver = size_t(topology_.rank_of(to));
-        ++sent_[sender], ++all_sent_[sender];
-        ++all_received_[receiver];
-        int place = find_place(receiver, Use::none);
-        take(receiver, place);
-        staged_[size_t(to)] = place;
-        moelink_eplb_move move = {};
-        move.kind = MOELINK_EPLB_MOVE_TRANSFER;
-        move.expert = slots_.wanted(to);
-        move.from = from;
-        move.to = int32_t(place_number(to));
-        transfers_.push_back(move);
-        ends_.push_back({int(sender), int(receiver)});
-        readable_again(slots_.wanted(to));
-    }
-
-    // ---- Rings ----
-
-    // A transfer whose slot is not free yet.
-    bool open(int slot) {
-        int rank = topology_.rank_of(slot);
-        int source = source_of(slot);
-        if (source < 0) return false;
+void LayerPlanner::fill(int slot) {
+    int32_t expert = slots_.wanted(slot);
+    int rank = topology_.rank_of(slot);
+    int local = slots_.local_copy(expert, rank);
+    if (local < 0) local = slots_.arriving_at(expert, rank);
+    if (local >= 0) {
+        copy(local, slot);
+    } else if (int source = source_of(slot); source >= 0) {
         receive(source, slot);
-        slots_.serve(slot);
-        ++holds_[size_t(rank)];
-        ++hold_count_;
-        ready_.push_back(slot);
-        fill_ready();
-        return true;
+        slots_.arrive(slot);
+        commit(slot);
+    }
+}
+
+void LayerPlanner::copy(int from, int to) {
+    add(MOELINK_EPLB_MOVE_COPY, from, to, to);
+    slots_.serve(to);
+    slots_.fill(to);
+    readable_again(slots_.held(to));
+}
+
+void LayerPlanner::commit(int slot) {
+    add(MOELINK_EPLB_MOVE_COMMIT, place_number(slot), slot, slot);
+    slots_.fill(slot);
+    emptied_.push_back(place_number(slot));
+    staged_[size_t(slot)] = -1;
+}
+
+// Copies of the expert may be free now.
+void LayerPlanner::readable_again(int32_t expert) {
+    for (int copy : slots_.copies(expert)) ready_.push_back(copy);
+}
+
+// ---- Transfers ----
+
+// A slot to receive from in this batch, or -1. Of the nearest copies the one whose rank has sent least. When the expert
+// is coming nearer in this batch, it is worth waiting for the next.
+int LayerPlanner::source_of(int slot) const {
+    int32_t expert = slots_.wanted(slot);
+    int rank = topology_.rank_of(slot);
+    if (!may_receive(rank)) return -1;
+    int hop = slots_.nearest(expert, rank);
+    if (slots_.arriving_within(expert, rank, hop)) return -1;
+    int best = -1;
+    for (int copy : slots_.copies(expert)) {
+        int from = topology_.rank_of(copy);
+        if (topology_.hop(rank, from) == hop && sent_[size_t(from)] < places_ && (best < 0 || sent_less(copy, best))) best = copy;
+    }
+    return best;
+}
+
+bool LayerPlanner::may_receive() const {
+    for (int rank = 0; rank < topology_.ranks; ++rank) {
+        if (may_receive(rank)) return true;
+    }
+    return false;
+}
+
+// Of equals, what the last batch has filled would have this one wait for it.
+bool LayerPlanner::sent_less(int a, int b) const {
+    size_t x = size_t(topology_.rank_of(a)), y = size_t(topology_.rank_of(b));
+    if (sent_[x] != sent_[y]) return sent_[x] < sent_[y];
+    if (overlap_ && recent_[size_t(a)] != recent_[size_t(b)]) return recent_[size_t(b)] != 0;
+    return all_sent_[x] < all_sent_[y];
+}
+
+// The lowest place in that use, or -1.
+int LayerPlanner::find_place(size_t rank, Use wanted) {
+    for (int place = 0; place < numbers_; ++place) {
+        if (use(rank, place) == wanted && !(wanted == Use::taken && is_held(int(rank), place))) return place;
+    }
+    return -1;
+}
+
+void LayerPlanner::take(size_t rank, int place) {
+    use(rank, place) = Use::taken;
+    ++received_[rank];
+}
+
+void LayerPlanner::receive(int from, int to) {
+    size_t sender = size_t(topology_.rank_of(from)), receiver = size_t(topology_.rank_of(to));
+    ++sent_[sender], ++all_sent_[sender];
+    ++all_received_[receiver];
+    int place = find_place(receiver, Use::none);
+    take(receiver, place);
+    staged_[size_t(to)] = place;
+    moelink_eplb_move move = {};
+    move.kind = MOELINK_EPLB_MOVE_TRANSFER;
+    move.expert = slots_.wanted(to);
+    move.from = from;
+    move.to = int32_t(place_number(to));
+    transfers_.push_back(move);
+    ends_.push_back({int(sender), int(receiver)});
+    readable_again(slots_.wanted(to));
+}
+
+// ---- Rings ----
+
+// A transfer whose slot is not free yet.
+bool LayerPlanner::open(int slot) {
+    int rank = topology_.rank_of(slot);
+    int source = source_of(slot);
+    if (source < 0) return false;
+    receive(source, slot);
+    slots_.serve(slot);
+    ++holds_[size_t(rank)];
+    ++hold_count_;
+    ready_.push_back(slot);
+    fill_ready();
+    return true;
+}
+
+int LayerPlanner::full_ranks() const {
+    return int(std::count_if(holds_.begin(), holds_.end(), [&](int holds) { return holds >= places_; }));
+}
+
+// Has somebody read what blocks a rank whose staging is all held.
+void LayerPlanner::relieve() {
+    if (full_ranks() == 0) return;
+    for (size_t slot = 0; slot < staged_.size(); ++slot) {
+        int rank = topology_.rank_of(int(slot));
+        if (staged_[slot] < 0 || holds_[size_t(rank)] < places_) continue;
+        int reader = slots_.only_reader(int(slot));
+        while (reader >= 0 && topology_.rank_of(reader) == rank) reader = slots_.only_reader(reader);
+        if (reader >= 0) open(reader);
+    }
+}
+
+void LayerPlanner::open_rings() {
+    std::vector<std::vector<int>> rings = find_rings();
+    for (std::vector<int> &ring : rings) {
+        if (fits(ring, received_, sent_, kept_) && turn(ring, true)) ring.clear();
+    }
+    // One that would fit into a batch of its own waits for it, so that nothing of it is ever only in staging.
+    const std::vector<int> none(received_.size(), 0);
+    for (std::vector<int> &ring : rings) {
+        if (!ring.empty() && !fits(ring, none, none, none)) turn(ring, false);
+    }
+}
+
+// Slots that still change, each filled from the next and the last from the first, that nobody else needs.
+std::vector<std::vector<int>> LayerPlanner::find_rings() const {
+    std::vector<std::vector<int>> rings;
+    std::vector<int> seen(staged_.size(), -1);  // the walk that came here
+    std::vector<int> ring;
+    // Where nobody can receive, rings within ranks are all that can turn.
+    const bool local_only = !may_receive();
+    for (int first = 0; first < int(staged_.size()); ++first) {
+        if (!slots_.waits(first)) continue;
+        ring.clear();
+        int slot = first;
+        while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || slots_.has_local(slot))) {
+            seen[size_t(slot)] = first;
+            ring.push_back(slot);
+            slot = slots_.only_source(slot);
+        }
+        if (!ring.empty() && slot == first) rings.push_back(ring);
+    }
+    return rings;
+}
+
+// Whether a ring can turn within a batch in which ranks have that many transfers and holds.
+bool LayerPlanner::fits(const std::vector<int> &ring, std::vector<int> received, std::vector<int> sent,
+                        const std::vector<int> &kept) const {
+    for (size_t i = 0; i < ring.size(); ++i) {
+        size_t to = size_t(topology_.rank_of(ring[i])), from = size_t(topology_.rank_of(ring[(i + 1) % ring.size()]));
+        if (from == to) continue;
+        if (++received[to] + kept[to] > places_ || ++sent[from] > places_) return false;
+    }
+    return true;
+}
+
+bool LayerPlanner::turn(const std::vector<int> &ring, bool whole) {
+    bool local = true;
+    for (int slot : ring) {
+        int rank = topology_.rank_of(slot);
+        if (slots_.local_copy(slots_.wanted(slot), rank) >= 0) continue;
+        local = false;
+        if (!whole && full_ranks() + (holds_[size_t(rank)] + 1 >= places_) > 1) continue;
+        if (open(slot)) return true;
+    }
+    return local && turn_local(ring);
+}
+
+// A ring within one rank needs one place, after the batch's commits.
+bool LayerPlanner::turn_local(const std::vector<int> &ring) {
+    size_t rank = size_t(topology_.rank_of(ring[0]));
+    if (holds_[rank] >= places_) return false;
+    int place = find_place(rank, Use::taken);  // that is empty again by then
+    const bool fresh = place < 0;
+    if (fresh) place = find_place(rank, Use::none);
+    int last = ring.back();
+    int32_t number = int32_t(int(rank) * staging_ + place);
+    if (fresh) {
+        take(rank, place);
+        emptied_.push_back(number);
+    }
+    add(MOELINK_EPLB_MOVE_SAVE, ring[0], number, last);
+    for (size_t i = 0; i + 1 < ring.size(); ++i) {
+        add(MOELINK_EPLB_MOVE_COPY, ring[i + 1], ring[i], ring[i]);
+        slots_.serve(ring[i]);
+        slots_.fill(ring[i]);
+    }
+    add(MOELINK_EPLB_MOVE_COMMIT, number, last, last);
+    slots_.serve(last);
+    slots_.fill(last);
+    return true;
+}
+
+bool LayerPlanner::is_held(int rank, int place) const {
+    for (int slot = rank * topology_.rank_slots; slot < (rank + 1) * topology_.rank_slots; ++slot) {
+        if (staged_[size_t(slot)] == place) return true;
+    }
+    return false;
+}
+
+// ---- The end of a batch ----
+
+void LayerPlanner::add(int32_t kind, int from, int to, int slot) {
+    moelink_eplb_move move = {};
+    move.round = -1;
+    move.kind = kind;
+    move.expert = slots_.wanted(slot);
+    move.from = from;
+    move.to = to;
+    local_.push_back(move);
+}
+
+LayerBatch LayerPlanner::finish_batch(std::vector<moelink_eplb_move> &moves) {
+    std::vector<int> rounds = colour_rounds(ends_, topology_.ranks);
+    LayerBatch batch;
+    batch.moves = int32_t(transfers_.size() + local_.size());
+    batch.early = overlap_ && std::none_of(transfers_.begin(), transfers_.end(),
+                                           [&](const moelink_eplb_move &move) { return recent_[size_t(move.from)] != 0; });
+    for (size_t i = 0; i < transfers_.size(); ++i) {
+        transfers_[i].round = rounds[i];
+        batch.rounds = std::max(batch.rounds, rounds[i] + 1);
+    }
+    std::stable_sort(transfers_.begin(), transfers_.end(), [](const auto &a, const auto &b) { return a.round < b.round; });
+    std::fill(recent_.begin(), recent_.end(), uint8_t{0});
+    for (const moelink_eplb_move &move : local_) {
+        if (move.kind != MOELINK_EPLB_MOVE_SAVE) recent_[size_t(move.to)] = 1;
+    }
+    for (auto *made : {&transfers_, &local_}) {
+        moves.insert(moves.end(), made->begin(), made->end());
+        made->clear();
     }
 
-    int full_ranks() const {
-        return int(std::count_if(holds_.begin(), holds_.end(), [&](int holds) { return holds >= places_; }));
-    }
-
-    // Has somebody read what blocks a rank whose staging is all held.
-    void relieve() {
-        if (full_ranks() == 0) return;
-        for (size_t slot = 0; slot < staged_.size(); ++slot) {
-            int rank = topology_.rank_of(int(slot));
-            if (staged_[slot] < 0 || holds_[size_t(rank)] < places_) continue;
-            int reader = slots_.only_reader(int(slot));
-            while (reader >= 0 && topology_.rank_of(reader) == rank) reader = slots_.only_reader(reader);
-            if (reader >= 0) open(reader);
-        }
-    }
-
-    void open_rings() {
-        std::vector<std::vector<int>> rings = find_rings();
-        for (std::vector<int> &ring : rings) {
-            if (fits(ring, received_, sent_, kept_) && turn(ring, true)) ring.clear();
-        }
-        // One that would fit into a batch of its own waits for it, so that nothing of it is ever only in staging.
-        const std::vector<int> none(received_.size(), 0);
-        for (std::vector<int> &ring : rings) {
-            if (!ring.empty() && !fits(ring, none, none, none)) turn(ring, false);
-        }
-    }
-
-    // Slots that still change, each filled from the next and the last from the first, that nobody else needs.
-    std::vector<std::vector<int>> find_rings() const {
-        std::vector<std::vector<int>> rings;
-        std::vector<int> seen(staged_.size(), -1);  // the walk that came here
-        std::vector<int> ring;
-        // Where nobody can receive, rings within ranks are all that can turn.
-        const bool local_only = !may_receive();
-        for (int first = 0; first < int(staged_.size()); ++first) {
-            if (!slots_.waits(first)) continue;
-            ring.clear();
-            int slot = first;
-            while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || slots_.has_local(slot))) {
-                seen[size_t(slot)] = first;
-                ring.push_back(slot);
-                slot = slots_.only_source(slot);
-            }
-            if (!ring.empty() && slot == first) rings.push_back(ring);
-        }
-        return rings;
-    }
-
-    // Whether a ring can turn within a batch in which ranks have that many transfers and holds.
-    bool fits(const std::vector<int> &ring, std::vector<int> received, std::vector<int> sent, const std::vector<int> &kept) const {
-        for (size_t i = 0; i < ring.size(); ++i) {
-            size_t to = size_t(topology_.rank_of(ring[i])), from = size_t(topology_.rank_of(ring[(i + 1) % ring.size()]));
-            if (from == to) continue;
-            if (++received[to] + kept[to] > places_ || ++sent[from] > places_) return false;
-        }
-        return true;
-    }
-
-    bool turn(const std::vector<int> &ring, bool whole) {
-        bool local = true;
-        for (int slot : ring) {
-            int rank = topology_.rank_of(slot);
-            if (slots_.local_copy(slots_.wanted(slot), rank) >= 0) continue;
-            local = false;
-            if (!whole && full_ranks() + (holds_[size_t(rank)] + 1 >= places_) > 1) continue;
-            if (open(slot)) return true;
-        }
-        return local && turn_local(ring);
-    }
-
-    // A ring within one rank needs one place, after the batch's commits.
-    bool turn_local(const std::vector<int> &ring) {
-        size_t rank = size_t(topology_.rank_of(ring[0]));
-        if (holds_[rank] >= places_) return false;
-        int place = find_place(rank, Use::taken);  // that is empty again by then
-        const bool fresh = place < 0;
-        if (fresh) place = find_place(rank, Use::none);
-        int last = ring.back();
-        int32_t number = int32_t(int(rank) * staging_ + place);
-        if (fresh) {
-            take(rank, place);
-            emptied_.push_back(number);
-        }
-        add(MOELINK_EPLB_MOVE_SAVE, ring[0], number, last);
-        for (size_t i = 0; i + 1 < ring.size(); ++i) {
-            add(MOELINK_EPLB_MOVE_COPY, ring[i + 1], ring[i], ring[i]);
-            slots_.serve(ring[i]);
-            slots_.fill(ring[i]);
-        }
-        add(MOELINK_EPLB_MOVE_COMMIT, number, last, last);
-        slots_.serve(last);
-        slots_.fill(last);
-        return true;
-    }
-
-    bool is_held(int rank, int place) const {
-        for (int slot = rank * topology_.rank_slots; slot < (rank + 1) * topology_.rank_slots; ++slot) {
-            if (staged_[size_t(slot)] == place) return true;
-        }
-        return false;
-    }
-
-    // ---- The end of a batch ----
-
-    int place_number(int slot) const { return topology_.rank_of(slot) * staging_ + staged_[size_t(slot)]; }
-
-    void add(int32_t kind, int from, int to, int slot) {
-        moelink_eplb_move move = {};
-        move.round = -1;
-        move.kind = kind;
-        move.expert = slots_.wanted(slot);
-        move.from = from;
-        move.to = to;
-        local_.push_back(move);
-    }
-
-    void finish_batch() {
-        std::vector<int> rounds = colour_rounds(ends_, topology_.ranks);
-        LayerMoves::Batch batch;
-        batch.early = overlap_ && std::none_of(transfers_.begin(), transfers_.end(),
-                                               [&](const moelink_eplb_move &move) { return recent_[size_t(move.from)] != 0; });
-        for (size_t i = 0; i < transfers_.size(); ++i) {
-            transfers_[i].round = rounds[i];
-            batch.rounds = std::max(batch.rounds, rounds[i] + 1);
-        }
-        std::stable_sort(transfers_.begin(), transfers_.end(), [](const auto &a, const auto &b) { return a.round < b.round; });
-        std::fill(recent_.begin(), recent_.end(), uint8_t{0});
-        for (const moelink_eplb_move &move : local_) {
-            if (move.kind != MOELINK_EPLB_MOVE_SAVE) recent_[size_t(move.to)] = 1;
-        }
-        for (auto *moves : {&transfers_, &local_}) {
-            for (moelink_eplb_move &move : *moves) {
-                move.batch = int32_t(result_.batches.size());
-                result_.moves.push_back(move);
-            }
-            moves->clear();
-        }
-        batch.end = int64_t(result_.moves.size());
-        batch.whole = hold_count_ == 0;
-        result_.batches.push_back(batch);
-
-        std::replace(use_.begin(), use_.end(), Use::resting, Use::none);
-        for (int number : emptied_) use(size_t(number / staging_), number % staging_) = overlap_ ? Use::resting : Use::none;
-        emptied_.clear();
-        ends_.clear();
-        slots_.end_batch();
-        result_.most_received = std::max(result_.most_received, *std::max_element(all_received_.begin(), all_received_.end()));
-        kept_ = holds_;
-        std::fill(received_.begin(), received_.end(), 0);
-        std::fill(sent_.begin(), sent_.end(), 0);
-    }
-
-    const Topology &topology_;
-    int layer_;
-    int staging_;   // numbers staging places
-    bool overlap_;
-    int places_;    // that a batch may use: more than a rank has slots are never needed
-    int numbers_;   // of them all
-    TransferSlots slots_;
-    std::vector<int> staged_;            // [slots] the staging place with what the slot is to get, or -1
-    std::vector<uint8_t> recent_;        // [slots] filled by the last batch
-    std::vector<Use> use_;               // [ranks, numbers_] of staging places
-    std::vector<int> received_, sent_;   // [ranks] transfers of this batch
-    std::vector<int> all_sent_, all_received_;
-    std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last
-    int hold_count_ = 0;
-    std::vector<int> open_;              // slots that wait or are held, and some that did: the first slots of all ranks first
-    std::deque<int> ready_;              // slots that may have become free
-    std::vector<moelink_eplb_move> transfers_, local_;
-    std::vector<Endpoints> ends_;
-    std::vector<int> emptied_;           // places that are free again after this batch
-    LayerMoves result_;
-};
-
-}  // namespace
-
-LayerMoves move_layer(const LayerTask &task) {
-    return LayerPlanner(task).run();
+    std::replace(use_.begin(), use_.end(), Use::resting, Use::none);
+    for (int number : emptied_) use(size_t(number / staging_), number % staging_) = overlap_ ? Use::resting : Use::none;
+    emptied_.clear();
+    ends_.clear();
+    slots_.end_batch();
+    batch.most_received = *std::max_element(all_received_.begin(), all_received_.end());
+    batch.whole = hold_count_ == 0;
+    batch.last = done();
+    kept_ = holds_;
+    std::fill(received_.begin(), received_.end(), 0);
+    std::fill(sent_.begin(), sent_.end(), 0);
+    return batch;
 }
 
 }  // namespace moelink::eplb

@@ -1,40 +1,106 @@
-// The moves that take one layer from the old map to the new one.
+// The moves that take one layer from the old map to the new one, a batch at a time.
 #pragma once
 
 #include "eplb/topology.hpp"
+#include "eplb/transfer_rounds.hpp"
+#include "eplb/transfer_slots.hpp"
 
 #include <cstdint>
+#include <deque>
 #include <span>
 #include <vector>
 
 namespace moelink::eplb {
-
-struct LayerMoves {
-    struct Batch {
-        int64_t end = 0;     // its moves are moves[previous end .. end)
-        int32_t rounds = 0;  // its transfers have rounds 0 .. rounds-1
-        bool whole = false;  // nothing is staged when it ends
-        bool early = false;  // its transfers take nothing that the batch before it fills, and land where that stages nothing
-    };
-    std::vector<moelink_eplb_move> moves;  // layer and step are left 0; batch and round are the layer's own
-    std::vector<Batch> batches;
-    std::vector<int32_t> final_map;        // the new map, -1 where the expert is lost
-    int32_t most_received = 0;             // by one rank
-    int32_t lost = 0;
-};
 
 struct LayerTask {
     const Topology &topology;
     int staging = 0;  // 1 or more
     int experts = 0;
     int layer = 0;    // for errors
-    bool skip_lost = false;
     bool overlap = false;  // as MOELINK_EPLB_TRANSFER_F_OVERLAP; staging is 2 or more
-    std::span<const int32_t> old_map;  // [slots]
-    std::span<const int32_t> new_map;
+    std::span<const int32_t> old_map;    // [slots]
+    std::span<const int32_t> final_map;  // the new map, -1 where no slot of the old one has the expert
 };
 
-// Throws INVALID_ARGUMENT for an expert without a source, unless they are skipped.
-LayerMoves move_layer(const LayerTask &task);
+struct LayerBatch {
+    int32_t moves = 0;
+    int32_t rounds = 0;         // its transfers have rounds 0 .. rounds-1
+    int32_t most_received = 0;  // by one rank until its end
+    bool whole = false;         // nothing is staged when it ends
+    bool early = false;         // its transfers take nothing that the batch before it fills, and land where that stages nothing
+    bool last = false;
+};
+
+class LayerPlanner {
+public:
+    // The maps differ, and outlive it.
+    explicit LayerPlanner(const LayerTask &task);
+
+    // Adds the next batch's moves, transfers first by round. layer, step and batch are left 0; rounds are the batch's own.
+    // Not after the last one.
+    LayerBatch next(std::vector<moelink_eplb_move> &moves);
+
+private:
+    enum class Use : uint8_t {
+        none,
+        resting,  // emptied by the last batch, of plans with overlap
+        taken     // in this batch, or held
+    };
+
+    bool done() const { return slots_.waiting() == 0 && hold_count_ == 0; }
+
+    // Slots that may be written.
+    void fill_ready();
+    void fill(int slot);
+    void copy(int from, int to);
+    void commit(int slot);
+    void readable_again(int32_t expert);
+
+    // Transfers.
+    int source_of(int slot) const;
+    bool may_receive(int rank) const { return received_[size_t(rank)] + kept_[size_t(rank)] < places_; }
+    bool may_receive() const;
+    bool sent_less(int a, int b) const;
+    Use &use(size_t rank, int place) { return use_[rank * size_t(numbers_) + size_t(place)]; }
+    int find_place(size_t rank, Use wanted);
+    void take(size_t rank, int place);
+    void receive(int from, int to);
+
+    // Rings.
+    bool open(int slot);
+    int full_ranks() const;
+    void relieve();
+    void open_rings();
+    std::vector<std::vector<int>> find_rings() const;
+    bool fits(const std::vector<int> &ring, std::vector<int> received, std::vector<int> sent, const std::vector<int> &kept) const;
+    bool turn(const std::vector<int> &ring, bool whole);
+    bool turn_local(const std::vector<int> &ring);
+    bool is_held(int rank, int place) const;
+
+    // The end of a batch.
+    int place_number(int slot) const { return topology_.rank_of(slot) * staging_ + staged_[size_t(slot)]; }
+    void add(int32_t kind, int from, int to, int slot);
+    LayerBatch finish_batch(std::vector<moelink_eplb_move> &moves);
+
+    const Topology &topology_;
+    int layer_;
+    int staging_;   // numbers staging places
+    bool overlap_;
+    int places_;    // that a batch may use: more than a rank has slots are never needed
+    int numbers_;   // of them all
+    TransferSlots slots_;
+    std::vector<int> staged_;            // [slots] the staging place with what the slot is to get, or -1
+    std::vector<uint8_t> recent_;        // [slots] filled by the last batch
+    std::vector<Use> use_;               // [ranks, numbers_] of staging places
+    std::vector<int> received_, sent_;   // [ranks] transfers of this batch
+    std::vector<int> all_sent_, all_received_;
+    std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last
+    int hold_count_ = 0;
+    std::vector<int> open_;              // slots that wait or are held, and some that did: the first slots of all ranks first
+    std::deque<int> ready_;              // slots that may have become free
+    std::vector<moelink_eplb_move> transfers_, local_;
+    std::vector<Endpoints> ends_;
+    std::vector<int> emptied_;           // places that are free again after this batch
+};
 
 }  // namespace moelink::eplb

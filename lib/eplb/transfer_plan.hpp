@@ -49,6 +49,4 @@ struct TransferPlan {
     int64_t step_batches(int steps) const;
 };
 
-TransferPlan plan_transfer(const TransferTask &task);
-
 }  // namespace moelink::eplb

@@ -19,20 +19,19 @@ std::vector<int> count_slots(int experts, std::span<const int32_t> map, std::spa
 
 }  // namespace
 
-TransferSlots::TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> new_map,
-                             std::vector<uint8_t> lost)
+TransferSlots::TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> final_map)
     : topology_(topology),
       held_(old_map.begin(), old_map.end()),
       wanted_(old_map.size(), -1),
       waits_(old_map.size(), 0),
-      copies_(count_slots(experts, old_map, new_map)),
-      waiting_(count_slots(experts, new_map)),
+      copies_(count_slots(experts, old_map, final_map)),
+      waiting_(count_slots(experts, final_map)),
       has_copy_(old_map.size(), 0),
-      arriving_(count_slots(experts, new_map)) {
+      arriving_(count_slots(experts, final_map)) {
     for (size_t slot = 0; slot < held_.size(); ++slot) {
         if (held_[slot] >= 0) copies_.add(held_[slot], int(slot));
-        if (new_map[slot] < 0 || new_map[slot] == held_[slot] || lost[slot]) continue;
-        wanted_[slot] = new_map[slot];
+        if (final_map[slot] < 0 || final_map[slot] == held_[slot]) continue;
+        wanted_[slot] = final_map[slot];
         waits_[slot] = 1;
         waiting_.add(wanted_[slot], int(slot));
         ++waiting_count_;

@@ -13,9 +13,8 @@ namespace moelink::eplb {
 // what a batch sends was there before it.
 class TransferSlots {
 public:
-    // lost [slots] marks slots of the new map whose expert nobody holds: they stay as they are.
-    TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> new_map,
-                  std::vector<uint8_t> lost);
+    // Every expert of the final map is somewhere in the old one; slots that are -1 there stay as they are.
+    TransferSlots(const Topology &topology, int experts, std::span<const int32_t> old_map, std::span<const int32_t> final_map);
 
     const Topology &topology() const { return topology_; }
     int32_t held(int slot) const { return held_[size_t(slot)]; }
