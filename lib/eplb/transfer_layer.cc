@@ -34,7 +34,10 @@ LayerPlanner::LayerPlanner(const LayerTask &task)
       all_sent_(received_),
       all_received_(received_),
       holds_(received_),
-      kept_(received_) {
+      kept_(received_),
+      ring_received_(received_),
+      ring_sent_(received_) {
+    open_.reserve(staged_.size());
     for (int i = 0; i < topology_.rank_slots; ++i) {
         for (int rank = 0; rank < topology_.ranks; ++rank) open_.push_back(rank * topology_.rank_slots + i);
     }
@@ -55,9 +58,8 @@ LayerBatch LayerPlanner::next(std::vector<moelink_eplb_move> &moves) {
 // ---- Slots that may be written ----
 
 void LayerPlanner::fill_ready() {
-    while (!ready_.empty()) {
-        int slot = ready_.front();
-        ready_.pop_front();
+    for (size_t next = 0; next < ready_.size(); ++next) {
+        const int slot = ready_[next];
         bool held = staged_[size_t(slot)] >= 0;
         if (!held && (!slots_.waits(slot) || (!may_receive(topology_.rank_of(slot)) && !slots_.has_local(slot)))) continue;
         if (!slots_.free(slot)) continue;
@@ -69,6 +71,7 @@ void LayerPlanner::fill_ready() {
             fill(slot);
         }
     }
+    ready_.clear();
 }
 
 void LayerPlanner::fill(int slot) {
@@ -200,50 +203,53 @@ void LayerPlanner::relieve() {
 }
 
 void LayerPlanner::open_rings() {
-    std::vector<std::vector<int>> rings = find_rings();
-    for (std::vector<int> &ring : rings) {
-        if (fits(ring, received_, sent_, kept_) && turn(ring, true)) ring.clear();
+    find_rings();
+    for (Ring &ring : rings_) {
+        if (fits(slots_in(ring), false) && turn(slots_in(ring), true)) ring = {};
     }
     // One that would fit into a batch of its own waits for it, so that nothing of it is ever only in staging.
-    const std::vector<int> none(received_.size(), 0);
-    for (std::vector<int> &ring : rings) {
-        if (!ring.empty() && !fits(ring, none, none, none)) turn(ring, false);
+    for (const Ring &ring : rings_) {
+        if (!slots_in(ring).empty() && !fits(slots_in(ring), true)) turn(slots_in(ring), false);
     }
 }
 
 // Slots that still change, each filled from the next and the last from the first, that nobody else needs.
-std::vector<std::vector<int>> LayerPlanner::find_rings() const {
-    std::vector<std::vector<int>> rings;
-    std::vector<int> seen(staged_.size(), -1);  // the walk that came here
-    std::vector<int> ring;
+void LayerPlanner::find_rings() {
+    rings_.clear();
+    walked_.clear();
+    seen_.assign(staged_.size(), -1);
     // Where nobody can receive, rings within ranks are all that can turn.
     const bool local_only = !may_receive();
-    for (int first = 0; first < int(staged_.size()); ++first) {
-        if (!slots_.waits(first)) continue;
-        ring.clear();
+    for (int first = slots_.next_waiting(0); first >= 0; first = slots_.next_waiting(first + 1)) {
+        const size_t begin = walked_.size();
         int slot = first;
-        while (slot >= 0 && slots_.waits(slot) && seen[size_t(slot)] < 0 && (!local_only || slots_.has_local(slot))) {
-            seen[size_t(slot)] = first;
-            ring.push_back(slot);
+        while (slot >= 0 && slots_.waits(slot) && seen_[size_t(slot)] < 0 && (!local_only || slots_.has_local(slot))) {
+            seen_[size_t(slot)] = first;
+            walked_.push_back(slot);
             slot = slots_.only_source(slot);
         }
-        if (!ring.empty() && slot == first) rings.push_back(ring);
+        if (walked_.size() > begin && slot == first) {
+            rings_.push_back({begin, walked_.size()});
+        } else {
+            walked_.resize(begin);
+        }
     }
-    return rings;
 }
 
-// Whether a ring can turn within a batch in which ranks have that many transfers and holds.
-bool LayerPlanner::fits(const std::vector<int> &ring, std::vector<int> received, std::vector<int> sent,
-                        const std::vector<int> &kept) const {
+// Whether a ring can turn within this batch as it stands, or alone in one.
+bool LayerPlanner::fits(std::span<const int> ring, bool alone) {
+    bool fit = true;
     for (size_t i = 0; i < ring.size(); ++i) {
-        size_t to = size_t(topology_.rank_of(ring[i])), from = size_t(topology_.rank_of(ring[(i + 1) % ring.size()]));
+        const size_t to = size_t(topology_.rank_of(ring[i])), from = size_t(topology_.rank_of(ring[(i + 1) % ring.size()]));
         if (from == to) continue;
-        if (++received[to] + kept[to] > places_ || ++sent[from] > places_) return false;
+        const int received = alone ? 0 : received_[to] + kept_[to], sent = alone ? 0 : sent_[from];
+        fit &= received + ++ring_received_[to] <= places_ && sent + ++ring_sent_[from] <= places_;
     }
-    return true;
+    for (int slot : ring) ring_received_[size_t(topology_.rank_of(slot))] = ring_sent_[size_t(topology_.rank_of(slot))] = 0;
+    return fit;
 }
 
-bool LayerPlanner::turn(const std::vector<int> &ring, bool whole) {
+bool LayerPlanner::turn(std::span<const int> ring, bool whole) {
     bool local = true;
     for (int slot : ring) {
         int rank = topology_.rank_of(slot);
@@ -256,7 +262,7 @@ bool LayerPlanner::turn(const std::vector<int> &ring, bool whole) {
 }
 
 // A ring within one rank needs one place, after the batch's commits.
-bool LayerPlanner::turn_local(const std::vector<int> &ring) {
+bool LayerPlanner::turn_local(std::span<const int> ring) {
     size_t rank = size_t(topology_.rank_of(ring[0]));
     if (holds_[rank] >= places_) return false;
     int place = find_place(rank, Use::taken);  // that is empty again by then

@@ -6,7 +6,6 @@
 #include "eplb/transfer_slots.hpp"
 
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
@@ -47,6 +46,12 @@ private:
         taken     // in this batch, or held
     };
 
+    // Of walked_.
+    struct Ring {
+        size_t begin = 0;
+        size_t end = 0;
+    };
+
     bool done() const { return slots_.waiting() == 0 && hold_count_ == 0; }
 
     // Slots that may be written.
@@ -71,10 +76,11 @@ private:
     int full_ranks() const;
     void relieve();
     void open_rings();
-    std::vector<std::vector<int>> find_rings() const;
-    bool fits(const std::vector<int> &ring, std::vector<int> received, std::vector<int> sent, const std::vector<int> &kept) const;
-    bool turn(const std::vector<int> &ring, bool whole);
-    bool turn_local(const std::vector<int> &ring);
+    std::span<const int> slots_in(const Ring &ring) const { return {walked_.data() + ring.begin, ring.end - ring.begin}; }
+    void find_rings();
+    bool fits(std::span<const int> ring, bool alone);
+    bool turn(std::span<const int> ring, bool whole);
+    bool turn_local(std::span<const int> ring);
     bool is_held(int rank, int place) const;
 
     // The end of a batch.
@@ -97,7 +103,10 @@ private:
     std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last
     int hold_count_ = 0;
     std::vector<int> open_;              // slots that wait or are held, and some that did: the first slots of all ranks first
-    std::deque<int> ready_;              // slots that may have become free
+    std::vector<int> ready_;             // slots that may have become free; those that have been looked at too, until all have
+    std::vector<Ring> rings_;            // that can turn in this batch, until they have
+    std::vector<int> walked_, seen_;     // slots of rings, and [slots] the walk that has come there
+    std::vector<int> ring_received_, ring_sent_;  // [ranks] of the one that is looked at; else 0
     std::vector<moelink_eplb_move> transfers_, local_;
     std::vector<Endpoints> ends_;
     std::vector<int> emptied_;           // places that are free again after this batch

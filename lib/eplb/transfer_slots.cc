@@ -62,7 +62,7 @@ bool TransferSlots::depends(int waiting, int slot) const {
 
 bool TransferSlots::free(int slot) const {
     int32_t expert = held(slot);
-    if (expert < 0) return true;
+    if (expert < 0 || waiting_[expert].empty()) return true;
     int rank = topology_.rank_of(slot);
     int other = MOELINK_EPLB_HOPS;  // the next copy: who is nearer to this slot than that one has only this slot
     for (int copy : copies(expert)) {

@@ -4,6 +4,7 @@
 #include "eplb/slot_lists.hpp"
 #include "eplb/topology.hpp"
 
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -19,6 +20,12 @@ public:
     const Topology &topology() const { return topology_; }
     int32_t held(int slot) const { return held_[size_t(slot)]; }
     bool waits(int slot) const { return waits_[size_t(slot)] != 0; }
+    // The first from there on that does, or -1.
+    int next_waiting(int slot) const {
+        const size_t begin = size_t(slot), size = waits_.size();
+        const void *found = begin < size ? std::memchr(waits_.data() + begin, 1, size - begin) : nullptr;
+        return found == nullptr ? -1 : int(static_cast<const uint8_t *>(found) - waits_.data());
+    }
     // The expert that a slot gets, or has got; -1 for one that stays as it is.
     int32_t wanted(int slot) const { return wanted_[size_t(slot)]; }
     // Slots that held the expert before this batch and have not been filled with another since.
