@@ -4,6 +4,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,15 +100,9 @@ static void test_checksums(void **state) {
 static void overlapping(rank_context *ctx) {
     rearrange_model model = model_make(ctx, ctx->user);
     moelink_eplb_rearrange_params params = model_params(&model);
-    moelink_eplb_transfer_params planned = MOELINK_EPLB_TRANSFER_PARAMS_INIT;
     moelink_eplb_transfer_summary summary = MOELINK_EPLB_TRANSFER_SUMMARY_INIT;
-    moelink_eplb_transfer *plan = NULL;
     const int32_t staging = ((const model_options *)ctx->user)->staging;
-    planned.old_map = model.old_map;
-    planned.new_map = model.new_map;
-    planned.staging = staging;
-    planned.flags = MOELINK_EPLB_TRANSFER_F_OVERLAP;
-    RANK_OK(ctx, moelink_eplb_transfer_create(&model.shape, &planned, &plan));
+    moelink_eplb_transfer *plan = model_plan(ctx, &model, &params, staging);
     RANK_OK(ctx, moelink_eplb_transfer_summarize(plan, &summary));
     moelink_eplb_transfer_destroy(plan);
     RANK_CHECK(ctx, summary.early_batches > 2);
@@ -161,6 +156,74 @@ static void test_overlapping(void **state) {
     options = (model_options){.layers = 2, .slots = 3, .experts = 5, .kind = MOELINK_EPLB_COMM_READ, .staging = 8, .scale = 90000};
     options.place = EXCHANGE_MEMORY;
     run(&options, 2, 0, "large experts", large);
+}
+
+/* ---- As planned ---- */
+
+static void refuse_position(rank_context *ctx, const rearrange_model *model, moelink_eplb_rearrange_params params, int64_t position,
+                            int64_t batches) {
+    moelink_eplb_rearrange_result result = model_result(model);
+    char text[100];
+    params.position = position;
+    snprintf(text, sizeof text, "params.position is %d; this plan has %d batches", (int)position, (int)batches);
+    RANK_STATUS(ctx, moelink_eplb_rearrange(model->comm, &model->shape, &params, &result), MOELINK_ERR_INVALID_ARGUMENT);
+    RANK_TEXT(ctx, moelink_last_error(), text);
+}
+
+/* A rearrangement that plans while it moves does what is planned as a whole, and knows the whole however soon it ends. */
+static void as_planned(rank_context *ctx) {
+    const model_options *options = ctx->user;
+    rearrange_model model = model_make(ctx, options);
+    moelink_eplb_rearrange_params params = model_params(&model);
+    moelink_eplb_rearrange_result result = model_result(&model);
+    /* One layer stays, and of one slots only become empty. */
+    memcpy(model.new_map, model.old_map, sizeof *model.new_map * 2 * (size_t)model.shape.slots);
+    model.new_map[0] = -1;
+    moelink_eplb_transfer *plan = model_plan(ctx, &model, &params, options->staging);
+    moelink_eplb_transfer_summary summary = MOELINK_EPLB_TRANSFER_SUMMARY_INIT;
+    RANK_OK(ctx, moelink_eplb_transfer_summarize(plan, &summary));
+    RANK_EQUAL(ctx, summary.changed_layers, model.shape.layers - (model.old_map[0] < 0) - 1);
+    RANK_CHECK(ctx, summary.batches > 4);
+    refuse_position(ctx, &model, params, summary.batches + 1, summary.batches);
+    refuse_position(ctx, &model, params, -1, summary.batches);
+    for (int threads = 1; threads <= 2; ++threads) {
+        model.shape.threads = threads;
+        params.step_ns = 1;
+        params.position = 0;
+        int calls = 0;
+        do {
+            result = model_result(&model);
+            RANK_OK(ctx, moelink_eplb_rearrange(model.comm, &model.shape, &params, &result));
+            RANK_CHECK(ctx, result.position > params.position);
+            model_check_planned(ctx, &model, plan, &result);
+            model_check(ctx, &model, &result);
+            params.position = result.position;
+            ++calls;
+        } while (result.position < result.batches);
+        RANK_CHECK(ctx, calls > 2);
+        model_check_done(ctx, &model, &result);
+        model_fill(ctx, &model);
+        params.step_ns = 0;
+        params.position = 0;
+        result = model_rearrange(ctx, &model, &params);
+        model_check_planned(ctx, &model, plan, &result);
+        model_fill(ctx, &model);
+    }
+    moelink_eplb_transfer_destroy(plan);
+    model_free(ctx, &model);
+}
+
+static void test_as_planned(void **state) {
+    (void)state;
+    model_options options = usual;
+    options.layers = 6;
+    for (int staging = 1; staging <= 3; ++staging) {
+        options.staging = staging;
+        options.overlap = MOELINK_EPLB_OVERLAP_NEVER;
+        run(&options, 3, 0, "as planned", as_planned);
+        options.overlap = MOELINK_EPLB_OVERLAP_ALWAYS;
+        run(&options, 3, 0, "as planned, overlapping", as_planned);
+    }
 }
 
 /* ---- Parts ---- */
@@ -437,6 +500,7 @@ int main(void) {
         cmocka_unit_test(test_published_matrix), cmocka_unit_test(test_many_ranks), cmocka_unit_test(test_checksums),
         cmocka_unit_test(test_parts),            cmocka_unit_test(test_profile),    cmocka_unit_test(test_callbacks),
         cmocka_unit_test(test_rank_maps),        cmocka_unit_test(test_staging),    cmocka_unit_test(test_overlapping),
+        cmocka_unit_test(test_as_planned),
     };
     return cmocka_run_group_tests_name("rearrangement", tests, NULL, NULL);
 }

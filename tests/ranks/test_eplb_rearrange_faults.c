@@ -48,6 +48,7 @@ static void killed(rank_context *ctx) {
     rearrange_model model = model_make(ctx, &murder.options);
     moelink_eplb_rearrange_params params = model_params(&model);
     moelink_eplb_rearrange_result result = model_result(&model);
+    moelink_eplb_transfer *plan = model_plan(ctx, &model, &params, murder.options.staging);
     rank_scene(ctx, "%s %d: rank %d %s, overlap %u", murder.unit, murder.number, murder.victim, murder.step, murder.options.overlap);
     if (ctx->rank == murder.victim) {
         RANK_OK(ctx, moelink_log_set_level(MOELINK_LOG_DEBUG));
@@ -59,8 +60,10 @@ static void killed(rank_context *ctx) {
         RANK_FAIL(ctx, "%s: %s", moelink_status_name(status), moelink_last_error());
     }
     RANK_CHECK(ctx, result.position < result.batches);
-    /* What the result says is what there is: old or new in each slot, whole. */
+    /* What the result says is what there is: old or new in each slot, whole; and what there was to do. */
     model_check(ctx, &model, &result);
+    model_check_planned(ctx, &model, plan, &result);
+    moelink_eplb_transfer_destroy(plan);
     const int64_t position = result.position;
     params.position = position;
     status = moelink_eplb_rearrange(model.comm, &model.shape, &params, &result);
@@ -130,6 +133,7 @@ static void late(rank_context *ctx) {
     options.timeout_ns = ROUND_NS;
     rearrange_model model = model_make(ctx, &options);
     moelink_eplb_rearrange_params params = model_params(&model);
+    moelink_eplb_transfer *plan = model_plan(ctx, &model, &params, options.staging);
     int naps = ctx->rank == 1 ? 2 : 0, failed = 0;
     int32_t open = 0, all_open[RANKS_MAX];
     moelink_status status = MOELINK_NOT_READY;
@@ -149,10 +153,12 @@ static void late(rank_context *ctx) {
         if (result.batches == 0) continue; /* not even the ranks' agreement was in time */
         ++failed;
         model_check(ctx, &model, &result);
+        model_check_planned(ctx, &model, plan, &result);
         open += result.open;
         params.position = result.position;
     }
     moelink_log_set_callback(NULL, NULL);
+    moelink_eplb_transfer_destroy(plan);
     RANK_EQUAL(ctx, status, MOELINK_OK);
     RANK_CHECK(ctx, failed >= 2);
     RANK_OK(ctx, moelink_group_allgather(ctx->group, &open, all_open, sizeof open));
@@ -234,6 +240,18 @@ static void refusals(rank_context *ctx) {
     RANK_EQUAL(ctx, result.lost, ctx->rank == 0);
     RANK_EQUAL(ctx, result.map[2], -1);
     model.new_map[2] = kept;
+
+    /* In the last layer too, before anything of the first has moved. */
+    int32_t *last = model.new_map + 2 * model.shape.slots + 7;
+    const int32_t known = *last;
+    *last = 14;
+    for (uint32_t overlap = MOELINK_EPLB_OVERLAP_NEVER; overlap <= MOELINK_EPLB_OVERLAP_ALWAYS; ++overlap) {
+        params = good, params.overlap = overlap;
+        refused(ctx, &model, &shape, &params, invalid, "new_map has expert 14 in layer 2, slot 7");
+        params.position = 1000;
+        refused(ctx, &model, &shape, &params, invalid, "new_map has expert 14 in layer 2, slot 7");
+    }
+    *last = known;
     shape = model.shape;
 
     /* What one rank does wrong, all ranks hear of. */

@@ -111,6 +111,37 @@ void model_check_done(rank_context *ctx, rearrange_model *model, const moelink_e
     RANK_CHECK(ctx, memcmp(result->map, model->new_map, sizeof *model->map * (size_t)all_slots(model)) == 0);
 }
 
+moelink_eplb_transfer *model_plan(rank_context *ctx, const rearrange_model *model, const moelink_eplb_rearrange_params *params,
+                                  int staging) {
+    moelink_eplb_transfer_params planned = MOELINK_EPLB_TRANSFER_PARAMS_INIT;
+    moelink_eplb_transfer *plan = NULL;
+    planned.old_map = params->old_map;
+    planned.new_map = params->new_map;
+    planned.staging = staging;
+    planned.flags = params->overlap == MOELINK_EPLB_OVERLAP_ALWAYS ? MOELINK_EPLB_TRANSFER_F_OVERLAP : 0;
+    RANK_OK(ctx, moelink_eplb_transfer_create(&model->shape, &planned, &plan));
+    return plan;
+}
+
+void model_check_planned(rank_context *ctx, const rearrange_model *model, const moelink_eplb_transfer *plan,
+                         const moelink_eplb_rearrange_result *result) {
+    moelink_eplb_transfer_summary summary = MOELINK_EPLB_TRANSFER_SUMMARY_INIT;
+    const moelink_eplb_move *moves;
+    RANK_OK(ctx, moelink_eplb_transfer_summarize(plan, &summary));
+    RANK_OK(ctx, moelink_eplb_transfer_moves(plan, &moves));
+    RANK_EQUAL(ctx, result->batches, summary.batches);
+    int32_t *map = ints(ctx, all_slots(model));
+    memcpy(map, model->old_map, sizeof *map * (size_t)all_slots(model));
+    for (int64_t i = 0; i < summary.move_count && moves[i].batch < result->position; ++i) {
+        const int fills = moves[i].kind == MOELINK_EPLB_MOVE_COPY || moves[i].kind == MOELINK_EPLB_MOVE_COMMIT;
+        if (fills) map[moves[i].layer * model->shape.slots + moves[i].to] = moves[i].expert;
+    }
+    for (int64_t i = 0; i < all_slots(model); ++i) {
+        if (model->new_map[i] >= 0) RANK_EQUAL(ctx, result->map[i], map[i]); /* others become empty at their layer's end */
+    }
+    free(map);
+}
+
 moelink_eplb_rearrange_result model_rearrange(rank_context *ctx, rearrange_model *model, const moelink_eplb_rearrange_params *params) {
     moelink_eplb_rearrange_result result = model_result(model);
     RANK_OK(ctx, moelink_eplb_rearrange(model->comm, &model->shape, params, &result));

@@ -48,7 +48,13 @@ moelink_eplb_rearrange_result model_result(const rearrange_model *model);
 void model_check(rank_context *ctx, rearrange_model *model, const moelink_eplb_rearrange_result *result);
 /* Fails the rank unless the result is of a finished rearrangement: the new map is in force, every expert counted. */
 void model_check_done(rank_context *ctx, rearrange_model *model, const moelink_eplb_rearrange_result *result);
-/* Rearranges, and checks both. */
+/* The plan that a rearrangement with these params carries out; the caller destroys it. */
+moelink_eplb_transfer *model_plan(rank_context *ctx, const rearrange_model *model, const moelink_eplb_rearrange_params *params,
+                                  int staging);
+/* Fails the rank unless the result's map is what so many batches of the plan make of the old map, and the total is the plan's. */
+void model_check_planned(rank_context *ctx, const rearrange_model *model, const moelink_eplb_transfer *plan,
+                         const moelink_eplb_rearrange_result *result);
+/* Rearranges, and checks what a finished one has to be. */
 moelink_eplb_rearrange_result model_rearrange(rank_context *ctx, rearrange_model *model, const moelink_eplb_rearrange_params *params);
 
 #ifdef __cplusplus
