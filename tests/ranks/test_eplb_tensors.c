@@ -179,10 +179,17 @@ static void moves(rank_context *ctx) {
     RANK_EQUAL(ctx, stats.sm_copies > 0, shape->by_sms != NOTHING);
     /* Of each round SLOTS copies land and as many go on into slots. */
     RANK_CHECK(ctx, stats.sm_copies >= 3 * SLOTS * (uint64_t)shape->by_sms);
+    RANK_CHECK(ctx, stats.sm_reads >= (shape->by_sms == ALL ? 3u * SLOTS : 0u));
+    RANK_EQUAL(ctx, stats.sm_reads > 0, shape->by_sms == ALL);
     const int chosen = ctx->device == MOELINK_DEVICE_CUDA && shape->kind == MOELINK_EPLB_COMM_READ && shape->sm_budget >= 0 &&
                        (shape->sm_budget > 0 || (shape->flags & MOELINK_EPLB_COMM_F_ASYNC) == 0);
     RANK_EQUAL(ctx, info.sm_budget, chosen ? shape->sm_budget : -1);
-    RANK_EQUAL(ctx, info.sms, !chosen ? 0 : shape->sm_budget > 0 ? shape->sm_budget : 32);
+    RANK_EQUAL(ctx, info.read_sms, !chosen ? 0 : shape->sm_budget > 0 ? shape->sm_budget : 16);
+    if (chosen && shape->sm_budget == 0) {
+        RANK_CHECK(ctx, info.sms >= 32 && info.sms <= 128); /* fewer than 128 where the device has no more */
+    } else {
+        RANK_EQUAL(ctx, info.sms, chosen ? shape->sm_budget : 0);
+    }
     if (chosen) RANK_TEXT(ctx, reasons, "multiprocessors");
     device_stream_destroy(ctx, stream);
     moelink_eplb_comm_destroy(comm);
