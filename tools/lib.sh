@@ -55,6 +55,14 @@ find_nvcc() {
     return 1
 }
 
+# Prints the compute capabilities that the kernels are to be built for here, as Meson's gpu_archs takes them: those of this machine's GPUs
+# that the kernels run on, else 90.
+gpu_archs() {
+    local found
+    found=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '$1 >= 90' | sort -un | paste -sd, || true)
+    printf '%s\n' "${found:-90}"
+}
+
 # configure DIR [MESON OPTION...]: sets a build folder up, or again when its options or the CUDA compiler changed.
 configure() {
     local dir=$1 wanted
