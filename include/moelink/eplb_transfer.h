@@ -35,9 +35,10 @@ enum moelink_eplb_transfer_flags {
     /** An expert of the new map that nobody holds is no error: its slots keep what they have, count as lost, and are -1 in the final
      *  map. They are the caller's to load from elsewhere. */
     MOELINK_EPLB_TRANSFER_F_SKIP_LOST = 1,
-    /** For transfers of a batch that begin before the batch before it has ended: a batch uses half of the staging, rounded down, and
-     *  none of the places that the batch before it uses, so plans are as long as for K / 2. The transfers of a batch may then begin when
-     *  the last batch but one is done, unless one of them takes from a slot that the last one fills. With K = 1 it changes nothing. */
+    /** For transfers of a batch that begin before the batch before it has ended: a batch receives into half of the staging, rounded
+     *  down, and where it can into none of the places that the batch before it uses, so plans are between those for K / 2 and for K. The
+     *  transfers of a batch may then begin when the last batch but one is done, unless one of them takes from a slot that the last one
+     *  fills, or goes to a place that the last one uses. With K = 1 it changes nothing. */
     MOELINK_EPLB_TRANSFER_F_OVERLAP = 2
 };
 

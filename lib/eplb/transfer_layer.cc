@@ -9,12 +9,14 @@
 // its staging held, so the reader of what blocks that rank always has a place.
 //
 // With overlap all this is said of half of the staging, and a place that a batch has emptied rests for one batch: the next one's
-// experts may come while it is still read.
+// experts may come while it is still read. What is held takes from both halves; a batch that could not move anything for want of places waits
+// for the end of the last one instead, after which nothing rests.
 #include "eplb/transfer_layer.hpp"
 
 #include "base/error.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace moelink::eplb {
 
@@ -29,12 +31,13 @@ LayerPlanner::LayerPlanner(const LayerTask &task)
       staged_(task.old_map.size(), -1),
       recent_(task.old_map.size(), 0),
       use_(size_t(task.topology.ranks) * size_t(numbers_), Use::none),
+      free_(size_t(task.topology.ranks), numbers_),
+      resting_(free_.size(), 0),
       received_(size_t(task.topology.ranks), 0),
       sent_(received_),
       all_sent_(received_),
       all_received_(received_),
       holds_(received_),
-      kept_(received_),
       ring_received_(received_),
       ring_sent_(received_) {
     open_.reserve(staged_.size());
@@ -46,10 +49,16 @@ LayerPlanner::LayerPlanner(const LayerTask &task)
 LayerBatch LayerPlanner::next(std::vector<moelink_eplb_move> &moves) {
     const bool only_empties = done();  // slots, which needs a batch too
     std::erase_if(open_, [&](int slot) { return !slots_.waits(slot) && staged_[size_t(slot)] < 0; });
-    ready_.assign(open_.begin(), open_.end());
-    fill_ready();
-    relieve();
-    open_rings();
+    waited_ = false;
+    for (;;) {
+        ready_.assign(open_.begin(), open_.end());
+        fill_ready();
+        relieve();
+        open_rings();
+        if (!transfers_.empty() || !local_.empty() || waited_ || !overlap_) break;
+        waited_ = true;
+        end_rest();
+    }
     const LayerBatch batch = finish_batch(moves);
     if (batch.moves == 0 && !only_empties) fail(MOELINK_ERR_INTERNAL, "the plan of layer {} does not go on", layer_);
     return batch;
@@ -150,6 +159,7 @@ int LayerPlanner::find_place(size_t rank, Use wanted) {
 
 void LayerPlanner::take(size_t rank, int place) {
     use(rank, place) = Use::taken;
+    --free_[rank];
     ++received_[rank];
 }
 
@@ -175,7 +185,7 @@ void LayerPlanner::receive(int from, int to) {
 // A transfer whose slot is not free yet.
 bool LayerPlanner::open(int slot) {
     int rank = topology_.rank_of(slot);
-    int source = source_of(slot);
+    int source = holds_[size_t(rank)] < places_ ? source_of(slot) : -1;
     if (source < 0) return false;
     receive(source, slot);
     slots_.serve(slot);
@@ -242,8 +252,7 @@ bool LayerPlanner::fits(std::span<const int> ring, bool alone) {
     for (size_t i = 0; i < ring.size(); ++i) {
         const size_t to = size_t(topology_.rank_of(ring[i])), from = size_t(topology_.rank_of(ring[(i + 1) % ring.size()]));
         if (from == to) continue;
-        const int received = alone ? 0 : received_[to] + kept_[to], sent = alone ? 0 : sent_[from];
-        fit &= received + ++ring_received_[to] <= places_ && sent + ++ring_sent_[from] <= places_;
+        fit &= ++ring_received_[to] <= (alone ? places_ : room(to)) && ++ring_sent_[from] <= places_ - (alone ? 0 : sent_[from]);
     }
     for (int slot : ring) ring_received_[size_t(topology_.rank_of(slot))] = ring_sent_[size_t(topology_.rank_of(slot))] = 0;
     return fit;
@@ -268,6 +277,7 @@ bool LayerPlanner::turn_local(std::span<const int> ring) {
     int place = find_place(rank, Use::taken);  // that is empty again by then
     const bool fresh = place < 0;
     if (fresh) place = find_place(rank, Use::none);
+    if (place < 0) return false;
     int last = ring.back();
     int32_t number = int32_t(int(rank) * staging_ + place);
     if (fresh) {
@@ -305,12 +315,18 @@ void LayerPlanner::add(int32_t kind, int from, int to, int slot) {
     local_.push_back(move);
 }
 
+void LayerPlanner::end_rest() {
+    std::replace(use_.begin(), use_.end(), Use::resting, Use::none);
+    for (size_t rank = 0; rank < free_.size(); ++rank) free_[rank] += std::exchange(resting_[rank], 0);
+}
+
 LayerBatch LayerPlanner::finish_batch(std::vector<moelink_eplb_move> &moves) {
     std::vector<int> rounds = colour_rounds(ends_, topology_.ranks);
     LayerBatch batch;
     batch.moves = int32_t(transfers_.size() + local_.size());
-    batch.early = overlap_ && std::none_of(transfers_.begin(), transfers_.end(),
-                                           [&](const moelink_eplb_move &move) { return recent_[size_t(move.from)] != 0; });
+    batch.early = overlap_ && std::none_of(transfers_.begin(), transfers_.end(), [&](const moelink_eplb_move &move) {
+        return recent_[size_t(move.from)] != 0 || (waited_ && std::find(rested_.begin(), rested_.end(), move.to) != rested_.end());
+    });
     for (size_t i = 0; i < transfers_.size(); ++i) {
         transfers_[i].round = rounds[i];
         batch.rounds = std::max(batch.rounds, rounds[i] + 1);
@@ -325,15 +341,19 @@ LayerBatch LayerPlanner::finish_batch(std::vector<moelink_eplb_move> &moves) {
         made->clear();
     }
 
-    std::replace(use_.begin(), use_.end(), Use::resting, Use::none);
-    for (int number : emptied_) use(size_t(number / staging_), number % staging_) = overlap_ ? Use::resting : Use::none;
+    end_rest();
+    for (int number : emptied_) {
+        const size_t rank = size_t(number / staging_);
+        use(rank, number % staging_) = overlap_ ? Use::resting : Use::none;
+        ++(overlap_ ? resting_ : free_)[rank];
+    }
+    rested_.swap(emptied_);
     emptied_.clear();
     ends_.clear();
     slots_.end_batch();
     batch.most_received = *std::max_element(all_received_.begin(), all_received_.end());
     batch.whole = hold_count_ == 0;
     batch.last = done();
-    kept_ = holds_;
     std::fill(received_.begin(), received_.end(), 0);
     std::fill(sent_.begin(), sent_.end(), 0);
     return batch;

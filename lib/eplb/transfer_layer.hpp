@@ -5,6 +5,7 @@
 #include "eplb/transfer_rounds.hpp"
 #include "eplb/transfer_slots.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -63,7 +64,9 @@ private:
 
     // Transfers.
     int source_of(int slot) const;
-    bool may_receive(int rank) const { return received_[size_t(rank)] + kept_[size_t(rank)] < places_; }
+    // Transfers that a rank may still receive in this batch.
+    int room(size_t rank) const { return std::min(free_[rank], places_ - received_[rank]); }
+    bool may_receive(int rank) const { return room(size_t(rank)) > 0; }
     bool may_receive() const;
     bool sent_less(int a, int b) const;
     Use &use(size_t rank, int place) { return use_[rank * size_t(numbers_) + size_t(place)]; }
@@ -86,21 +89,24 @@ private:
     // The end of a batch.
     int place_number(int slot) const { return topology_.rank_of(slot) * staging_ + staged_[size_t(slot)]; }
     void add(int32_t kind, int from, int to, int slot);
+    void end_rest();
     LayerBatch finish_batch(std::vector<moelink_eplb_move> &moves);
 
     const Topology &topology_;
     int layer_;
     int staging_;   // numbers staging places
     bool overlap_;
-    int places_;    // that a batch may use: more than a rank has slots are never needed
+    int places_;    // that a batch may receive into: more than a rank has slots are never needed
     int numbers_;   // of them all
     TransferSlots slots_;
     std::vector<int> staged_;            // [slots] the staging place with what the slot is to get, or -1
     std::vector<uint8_t> recent_;        // [slots] filled by the last batch
     std::vector<Use> use_;               // [ranks, numbers_] of staging places
+    std::vector<int> free_, resting_;    // [ranks] places in no use, and resting
+    bool waited_ = false;                // nothing rests in this batch: what lands where something did waits for the last one's end
     std::vector<int> received_, sent_;   // [ranks] transfers of this batch
     std::vector<int> all_sent_, all_received_;
-    std::vector<int> holds_, kept_;      // [ranks] transfers staged over the end of this batch as it stands, and of the last
+    std::vector<int> holds_;             // [ranks] transfers staged over the end of this batch as it stands
     int hold_count_ = 0;
     std::vector<int> open_;              // slots that wait or are held, and some that did: the first slots of all ranks first
     std::vector<int> ready_;             // slots that may have become free; those that have been looked at too, until all have
@@ -109,7 +115,7 @@ private:
     std::vector<int> ring_received_, ring_sent_;  // [ranks] of the one that is looked at; else 0
     std::vector<moelink_eplb_move> transfers_, local_;
     std::vector<Endpoints> ends_;
-    std::vector<int> emptied_;           // places that are free again after this batch
+    std::vector<int> emptied_, rested_;  // places that are free again after this batch, and that were after the last
 };
 
 }  // namespace moelink::eplb

@@ -144,7 +144,8 @@ TransferPlan TransferPlanner::take() {
 
 // Counts what a layer's next batch moves; a step ends where the next batches would go over its caps.
 void TransferPlanner::join(int layer, const LayerBatch &batch, std::span<const moelink_eplb_move> moves) {
-    if (plan_.batches.empty() || plan_.batches.back().layer != layer) {
+    const bool first = plan_.batches.empty() || plan_.batches.back().layer != layer;
+    if (first) {
         ++plan_.summary.changed_layers;
         keep_apart();
     }
@@ -152,7 +153,7 @@ void TransferPlanner::join(int layer, const LayerBatch &batch, std::span<const m
     plan_.summary.rounds += batch.rounds;
     pending_ns_ += batch_ns(layer, moves, batch.rounds);
     const int64_t start = plan_.batches.empty() ? 0 : plan_.batches.back().end;
-    const bool early = batch.early && !plan_.batches.empty();
+    const bool early = batch.early && !plan_.batches.empty() && (!first || lands_apart(start));
     plan_.batches.push_back({layer, 0, start, int64_t(plan_.moves.size()), batch.last, batch.whole, early, false});
     plan_.summary.early_batches += early && !moves.empty() && moves[0].kind == MOELINK_EPLB_MOVE_TRANSFER;
     if (batch.last) plan_.summary.least_rounds += batch.most_received;
@@ -163,22 +164,30 @@ void TransferPlanner::join(int layer, const LayerBatch &batch, std::span<const m
     }
 }
 
-// Renumbers a layer's places so that its first batch, which uses the lowest ones, uses none of the last batch's so far.
+// Renumbers a layer's places so that its first batch, which uses the lowest ones, uses none of the last batch's so far while there are
+// others.
 void TransferPlanner::keep_apart() {
     renumbered_.clear();
     if (!task_.overlap() || plan_.batches.empty()) return;
     const auto staging = size_t(task_.params.staging);
-    std::vector<uint8_t> last(size_t(task_.shape.ranks) * staging, 0);
+    last_used_.assign(size_t(task_.shape.ranks) * staging, 0);
     for (int64_t i = plan_.batches.back().begin; i < plan_.batches.back().end; ++i) {
-        if (const int32_t *place = place_of(plan_.moves[size_t(i)])) last[size_t(*place)] = 1;
+        if (const int32_t *place = place_of(plan_.moves[size_t(i)])) last_used_[size_t(*place)] = 1;
     }
-    for (size_t first = 0; first < last.size(); first += staging) {
+    for (size_t first = 0; first < last_used_.size(); first += staging) {
         for (const int used : {0, 1}) {
             for (size_t place = first; place < first + staging; ++place) {
-                if (last[place] == used) renumbered_.push_back(int32_t(place));
+                if (last_used_[place] == used) renumbered_.push_back(int32_t(place));
             }
         }
     }
+}
+
+// Whether the moves from `start` on, a layer's first batch, bring nothing to where the batch before it still has something.
+bool TransferPlanner::lands_apart(int64_t start) const {
+    return std::none_of(plan_.moves.begin() + start, plan_.moves.end(), [&](const moelink_eplb_move &move) {
+        return move.kind == MOELINK_EPLB_MOVE_TRANSFER && last_used_[size_t(move.to)] != 0;
+    });
 }
 
 void TransferPlanner::add_move(int layer, moelink_eplb_move move) {

@@ -31,6 +31,7 @@ private:
     bool next();
     void join(int layer, const LayerBatch &batch, std::span<const moelink_eplb_move> moves);
     void keep_apart();
+    bool lands_apart(int64_t start) const;
     void add_move(int layer, moelink_eplb_move move);
     uint64_t batch_ns(int layer, std::span<const moelink_eplb_move> moves, int rounds);
     void settle();
@@ -44,6 +45,7 @@ private:
     bool failed_ = false;    // what is half done cannot be gone on with
     bool finished_ = false;
     std::vector<int32_t> renumbered_;  // [ranks, staging] of staging places of the layer; empty: they stay
+    std::vector<uint8_t> last_used_;   // [ranks, staging] places that the batch before the layer's first uses
     std::vector<uint64_t> sent_, received_;  // [ranks] in this step
     std::vector<uint64_t> pending_sent_, pending_received_;
     uint64_t step_ns_ = 0, pending_ns_ = 0;

@@ -177,6 +177,11 @@ static void make_local(simulation *sim, const moelink_eplb_move *move, int64_t c
     }
 }
 
+/* The staging place that a move uses, or -1. */
+static int place_of(const moelink_eplb_move *move) {
+    return move->kind == MOELINK_EPLB_MOVE_COPY ? -1 : move->kind == MOELINK_EPLB_MOVE_COMMIT ? move->from : move->to;
+}
+
 /* With OVERLAP: the transfers of the batch that begins here may begin before the batch before it is done. */
 static int is_early(const moelink_eplb_move *moves, int64_t first, int64_t count) {
     if (moves[first].kind != MOELINK_EPLB_MOVE_TRANSFER || moves[first].batch == 0) return 0;
@@ -184,6 +189,7 @@ static int is_early(const moelink_eplb_move *moves, int64_t first, int64_t count
         for (int64_t j = first - 1; j >= 0 && moves[j].batch == moves[first].batch - 1; --j) {
             int fills = moves[j].kind == MOELINK_EPLB_MOVE_COPY || moves[j].kind == MOELINK_EPLB_MOVE_COMMIT;
             if (fills && moves[j].layer == moves[i].layer && moves[j].to == moves[i].from) return 0;
+            if (place_of(&moves[j]) == moves[i].to) return 0;
         }
     }
     return 1;

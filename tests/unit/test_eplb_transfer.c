@@ -179,6 +179,21 @@ static void test_least_transfers(void **state) {
     assert_true(compared > 1000);
 }
 
+/* Rings that are held and transfers to the same rank take all of its places: a batch then waits for the end of the one before it. */
+static void test_no_place_left(void **state) {
+    (void)state;
+    const int32_t before[] = {8, 1, 2, -1, 0, 9, 11, 4, 13, 10, 14, 6, 5, 7, 3, 12};
+    const int32_t after[] = {8, 12, 13, 3, -1, 9, 2, 4, 6, 7, 1, 11, 5, 14, 0, 10};
+    moelink_eplb_shape shape = one_thread(1, 15, 16, 4, 1);
+    moelink_eplb_transfer_params params = maps(before, after, 1);
+    overlap(&params);
+    moelink_eplb_transfer_summary summary;
+    expect_good_transfer(&shape, &params, &summary);
+    print_message("  %d batches, %d of them early\n", summary.batches, summary.early_batches);
+    assert_true(summary.open_batches > 0);
+    assert_true(summary.early_batches < summary.batches - 1);
+}
+
 /* ---- Random maps ---- */
 
 /* Each expert at least once where that fits, hot ones often, some slots empty. */
@@ -515,6 +530,7 @@ static void test_threads(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_small),        cmocka_unit_test(test_all_rings),    cmocka_unit_test(test_least_transfers),
+        cmocka_unit_test(test_no_place_left),
         cmocka_unit_test(test_random),           cmocka_unit_test(test_published_matrix), cmocka_unit_test(test_rank_mapping),
         cmocka_unit_test(test_rank_mapping_by_hand), cmocka_unit_test(test_fan_out), cmocka_unit_test(test_exchange),
         cmocka_unit_test(test_steps),            cmocka_unit_test(test_model_sizes),
