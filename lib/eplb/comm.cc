@@ -380,9 +380,7 @@ moelink_eplb_comm_info Comm::describe(std::string *reasons) const {
     info.staging_experts = params_.staging_experts;
     info.staging_bytes = static_cast<uint64_t>(params_.staging_experts) * staging_bytes_;
     info.host_bytes = backend_->host_bytes();
-    info.sm_budget = copier_->budget().sm_budget;
-    info.sms = copier_->budget().most();
-    info.read_sms = copier_->budget().from_peers;
+    copier_->budget().describe(info);
     *reasons = reason_;
     backend_->describe(info, *reasons);
     return info;

@@ -131,10 +131,7 @@ moelink_eplb_comm_info query_comm(const Group &group, int32_t kind, const moelin
     }
     info.staging_bytes = static_cast<uint64_t>(params.staging_experts) * expert_bytes;
     info.host_bytes = row->host_bytes(group.device(), params);
-    const SmBudget budget = read_sm_budget(params, info.kind, Device(group));
-    info.sm_budget = budget.sm_budget;
-    info.sms = budget.most();
-    info.read_sms = budget.from_peers;
+    read_sm_budget(params, info.kind, Device(group)).describe(info);
     return info;
 }
 

@@ -15,6 +15,12 @@ bool dense(const Strip &strip) { return strip.rows == 1 || strip.row_stride == s
 
 }  // namespace
 
+void SmBudget::describe(moelink_eplb_comm_info &info) const {
+    info.sm_budget = sm_budget;
+    info.sms = most();
+    info.read_sms = from_peers;
+}
+
 bool many_small_strips(std::span<const ExpertCopy> copies) {
     uint64_t strips = 0, bytes = 0;
     for (const ExpertCopy &copy : copies) {

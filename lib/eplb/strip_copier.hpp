@@ -3,6 +3,8 @@
 
 #include "eplb/strips.hpp"
 
+#include <moelink/eplb_comm.h>
+
 #include <algorithm>
 #include <span>
 #include <string>
@@ -17,6 +19,7 @@ struct SmBudget {
     int32_t alone = 0;       // the same while nothing comes from peers; 0 with -1
     // At once.
     int32_t most() const { return std::max({from_peers, inside, alone}); }
+    void describe(moelink_eplb_comm_info &info) const;
 };
 
 struct ExpertCopy {

@@ -16,7 +16,6 @@
 #include "base/error.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace moelink::eplb {
 
@@ -32,7 +31,6 @@ LayerPlanner::LayerPlanner(const LayerTask &task)
       recent_(task.old_map.size(), 0),
       use_(size_t(task.topology.ranks) * size_t(numbers_), Use::none),
       free_(size_t(task.topology.ranks), numbers_),
-      resting_(free_.size(), 0),
       received_(size_t(task.topology.ranks), 0),
       sent_(received_),
       all_sent_(received_),
@@ -316,8 +314,11 @@ void LayerPlanner::add(int32_t kind, int from, int to, int slot) {
 }
 
 void LayerPlanner::end_rest() {
-    std::replace(use_.begin(), use_.end(), Use::resting, Use::none);
-    for (size_t rank = 0; rank < free_.size(); ++rank) free_[rank] += std::exchange(resting_[rank], 0);
+    for (int number : rested_) {
+        if (use_of(number) != Use::resting) continue;
+        use_of(number) = Use::none;
+        ++free_[size_t(number / staging_)];
+    }
 }
 
 LayerBatch LayerPlanner::finish_batch(std::vector<moelink_eplb_move> &moves) {
@@ -342,18 +343,15 @@ LayerBatch LayerPlanner::finish_batch(std::vector<moelink_eplb_move> &moves) {
     }
 
     end_rest();
-    for (int number : emptied_) {
-        const size_t rank = size_t(number / staging_);
-        use(rank, number % staging_) = overlap_ ? Use::resting : Use::none;
-        ++(overlap_ ? resting_ : free_)[rank];
-    }
     rested_.swap(emptied_);
     emptied_.clear();
+    for (int number : rested_) use_of(number) = Use::resting;
+    if (!overlap_) end_rest();
     ends_.clear();
     slots_.end_batch();
-    batch.most_received = *std::max_element(all_received_.begin(), all_received_.end());
     batch.whole = hold_count_ == 0;
     batch.last = done();
+    if (batch.last) batch.most_received = *std::max_element(all_received_.begin(), all_received_.end());
     std::fill(received_.begin(), received_.end(), 0);
     std::fill(sent_.begin(), sent_.end(), 0);
     return batch;

@@ -25,7 +25,7 @@ struct LayerTask {
 struct LayerBatch {
     int32_t moves = 0;
     int32_t rounds = 0;         // its transfers have rounds 0 .. rounds-1
-    int32_t most_received = 0;  // by one rank until its end
+    int32_t most_received = 0;  // of the last batch: by one rank in the whole layer
     bool whole = false;         // nothing is staged when it ends
     bool early = false;         // its transfers take nothing that the batch before it fills, and land where that stages nothing
     bool last = false;
@@ -87,6 +87,8 @@ private:
     bool is_held(int rank, int place) const;
 
     // The end of a batch.
+    // Of a staging place's number.
+    Use &use_of(int number) { return use(size_t(number / staging_), number % staging_); }
     int place_number(int slot) const { return topology_.rank_of(slot) * staging_ + staged_[size_t(slot)]; }
     void add(int32_t kind, int from, int to, int slot);
     void end_rest();
@@ -102,7 +104,7 @@ private:
     std::vector<int> staged_;            // [slots] the staging place with what the slot is to get, or -1
     std::vector<uint8_t> recent_;        // [slots] filled by the last batch
     std::vector<Use> use_;               // [ranks, numbers_] of staging places
-    std::vector<int> free_, resting_;    // [ranks] places in no use, and resting
+    std::vector<int> free_;              // [ranks] places in no use
     bool waited_ = false;                // nothing rests in this batch: what lands where something did waits for the last one's end
     std::vector<int> received_, sent_;   // [ranks] transfers of this batch
     std::vector<int> all_sent_, all_received_;
