@@ -1,7 +1,7 @@
 // Loading kernels: see load_kernels.
 #pragma once
 
-#include "launch.hpp"
+#include "common/start.cuh"
 
 #include <initializer_list>
 
@@ -21,6 +21,20 @@ inline Result load_each(std::initializer_list<const void *> kernels) {
         if (cudaError_t error = cudaFuncGetAttributes(&attributes, kernel); error != cudaSuccess) return error;
     }
     return cudaSuccess;
+}
+
+// The same of kernels with memory for bulk copies. Where a device has too little of it, they are launched without on all.
+inline Result load_each_with_bulk(std::initializer_list<const void *> kernels) {
+    for (const void *kernel : kernels) {
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(BulkMemory));
+        if (error == cudaErrorInvalidValue) {
+            cudaGetLastError();
+            bulk_memory_allowed = false;
+        } else if (error != cudaSuccess) {
+            return error;
+        }
+    }
+    return load_each(kernels);
 }
 
 }  // namespace moelink::kernels::cuda

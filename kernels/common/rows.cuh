@@ -8,6 +8,7 @@
 namespace moelink::kernels::cuda {
 
 inline constexpr int block_threads = 512;
+inline constexpr int block_warps = block_threads / 32;
 
 // The threads of a block in teams, one row a team: as many teams as there are rows, from one of 512 threads to 16 of 32.
 struct Teams {
@@ -23,6 +24,11 @@ struct Teams {
         width = block_threads >> log_count;
         team = static_cast<int>(threadIdx.x) / width;
         lane = static_cast<int>(threadIdx.x) % width;
+    }
+
+    // A team a warp, where only the first warps have rows to move.
+    __device__ Teams(int64_t rows, int warps) : Teams(warps < block_warps ? block_warps : rows) {
+        if (warps < block_warps) count = warps;
     }
 };
 

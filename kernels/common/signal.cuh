@@ -48,6 +48,7 @@ enum class Site {
     all,
     dispatch_count,    // fence: rows in planes before the count of them
     dispatch_await,    // acquire: the count before rows in planes
+    bulk_written,      // wait: bulk copies are done before the count or mark of their rows
     combine_push,      // fence: a row in the plane before its mark
     combine_await,     // acquire: a row's mark before the row
     combine_fallback,  // acquire: the same, where packets were as likely

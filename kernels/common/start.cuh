@@ -1,21 +1,27 @@
 // Launching a kernel of blocks that wait for other ranks.
 #pragma once
 
+#include "common/bulk.cuh"
 #include "common/rows.cuh"
 
 #include <algorithm>
+#include <atomic>
 
 namespace moelink::kernels::cuda {
+
+// Every device that kernels were loaded on has memory enough for bulk copies.
+inline std::atomic<bool> bulk_memory_allowed{true};
 
 // Blocks for a rank's tokens, and for as many rows of other ranks as may come where its own tokens are few.
 inline int blocks_wanted(int least, int32_t capacity, int32_t tokens) { return std::max(least + capacity / 4, 4 * tokens); }
 
-// As many blocks as are wanted and allowed.
+// As many blocks as are wanted and allowed. `bulk`: with memory for bulk copies.
 template <class Params>
-Result launch_kernel(void (*kernel)(Params), const Params &params, const Launch &launch, int wanted) {
+Result launch_kernel(void (*kernel)(Params), const Params &params, const Launch &launch, int wanted, bool bulk = false) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(std::clamp(wanted, 1, launch.blocks)));
     config.blockDim = dim3(block_threads);
+    config.dynamicSmemBytes = bulk && bulk_memory_allowed ? sizeof(BulkMemory) : 0;
     config.stream = launch.stream;
     cudaLaunchAttribute early{};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -1,7 +1,9 @@
-// Push combine: one kernel whose blocks have two parts. Some push: they store each received row into its owner's plane, at the
-// token's number and the rank's place among the token's distinct ranks, and mark it as arrived; or send it as packets, where its
-// owner has few enough tokens. The others add: they wait for the rows of one token after another and add them in rank order in
-// fp32. Rows of our own tokens that our own experts worked on are read where they are.
+// Push combine: one kernel, of which a part pushes and a part adds. Who pushes stores each received row into its owner's plane, at the token's
+// number and the rank's place among the token's distinct ranks, and marks it as arrived; or sends it as packets, where its owner has few
+// enough tokens. Who adds waits for the rows of one token after another and adds them in rank order in fp32. Packets are pushed by some
+// of the blocks, rows by some warps of all blocks with bulk copies (or by blocks, where there can be none). Rows of our own tokens that our
+// own experts worked on are read where they are.
+#include "common/bulk.cuh"
 #include "common/load.cuh"
 #include "common/packets.cuh"
 #include "common/start.cuh"
@@ -12,42 +14,55 @@ namespace moelink::kernels::cuda {
 namespace {
 
 constexpr int least_blocks = 32;
-constexpr int most_teams = 4;
+constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int few_tokens = 128;    // so few that a warp waits for hardly more than one tile
+
+// Rows that one warp's bulk copies have on their way to their owners.
+struct OnTheWay {
+    static constexpr uint32_t most = 16;
+    uint32_t *mark[most];    // nullptr: none
+    uint32_t chunks[most];   // of the warp, up to the row's last
+};
 
 struct Shared {
     unsigned char *peers[max_cuda_ranks];
     uint32_t counts[max_cuda_ranks];  // rows received from each rank; packets_back_bit: they go back as packets
     uint32_t epoch;
     int32_t tokens;
+    OnTheWay on_the_way[bulk_warps];
 };
 
-// Of blocks that push while others add: as many as it takes to fill the link, or to keep pace where blocks are few. Packets are the faster
-// to push, and the slower to add.
-__device__ __forceinline__ int pushing_part(int blocks, bool packets, int32_t tokens) {
+// Of blocks that push while others add our tokens: as many as it takes to fill the link, or to keep pace where blocks are few. Packets are
+// the faster to push, and the slower to add. `rows`: that are to be pushed as such, to one rank.
+__device__ __forceinline__ int pushing_part(int blocks, int32_t rows, int32_t tokens) {
     constexpr int few_blocks = 64, many_tokens = 1024;
-    if (packets) return max(1, blocks / (tokens > many_tokens ? 5 : 4));
+    if (rows == 0) return max(1, blocks / (tokens > many_tokens ? 5 : 4));
+    if (rows > 4 * tokens) return max(1, blocks * 7 / 8);
     return max(1, blocks <= few_blocks ? blocks * 3 / 8 : blocks / 2);
 }
 
 // The i-th of the other ranks: every rank begins with another, so that no port gets all of them at once.
 __device__ __forceinline__ int32_t other_at(const Workspace &ws, int32_t i) { return (ws.rank + 1 + i) % ws.ranks; }
 
-// The threads of a block in teams, a row each: four teams, or fewer larger ones where a block has fewer rows.
+// The first `warps` of a block in teams, a row each: four teams, or fewer larger ones where a block has fewer rows, or `most` where it has many.
 struct RowTeams {
     int count;
     int team;
     int lane;
     int width;
 
-    __device__ RowTeams(int64_t rows, int blocks) {
-        count = rows > 2 * int64_t{blocks} ? most_teams : rows > blocks ? 2 : 1;
-        width = block_threads / count;
+    __device__ RowTeams(int64_t rows, int blocks, int warps, int most) {
+        constexpr int many = 40;
+        count = rows > many * int64_t{blocks} ? most : rows > 2 * int64_t{blocks} ? 4 : rows > blocks ? 2 : 1;
+        width = warps * 32 / count;
         team = static_cast<int>(threadIdx.x) / width;
         lane = static_cast<int>(threadIdx.x) % width;
     }
 
-    __device__ __forceinline__ void sync() const { asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "r"(width) : "memory"); }
+    __device__ __forceinline__ void sync() const {
+        __syncwarp();  // a barrier of several warps is for whole ones
+        if (width > 32) asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "r"(width) : "memory");
+    }
 };
 
 __device__ __forceinline__ uint64_t place_of(const Workspace &ws, int64_t token, int32_t distinct) {
@@ -60,14 +75,14 @@ __device__ __forceinline__ const unsigned char *input_row(const CombineParams &p
 
 // --- pushing ------------------------------------------------------------------------------------------------------------------
 
-// Most rows that another rank gets back as packets, or into its plane.
+// Most rows that another rank gets back as packets, or into its plane. All lanes of a warp.
 __device__ __forceinline__ int32_t most_rows(const Workspace &ws, bool packets, const Shared &shared) {
     int32_t most = 0;
-    for (int i = 0; i < ws.ranks - 1; ++i) {
-        const uint32_t count = shared.counts[other_at(ws, i)];
-        if (((count & packets_back_bit) != 0) == packets) most = max(most, rows_in(count));
+    for (int32_t rank = threadIdx.x % 32; rank < ws.ranks; rank += 32) {
+        const uint32_t count = shared.counts[rank];
+        if (rank != ws.rank && ((count & packets_back_bit) != 0) == packets) most = max(most, rows_in(count));
     }
-    return most;
+    return __reduce_max_sync(all_lanes, most);
 }
 
 // A received row and its place in its owner's plane.
@@ -75,6 +90,7 @@ struct PushedRow {
     int32_t source;
     int64_t row;
     uint64_t place;
+    bool came;  // and its owner wants it as a row
     bool goes;  // into the plane
 
     __device__ PushedRow(const Workspace &ws, int64_t item, const Shared &shared) {
@@ -82,8 +98,8 @@ struct PushedRow {
         source = other_at(ws, static_cast<int32_t>(item % others));
         row = item / others;
         const uint32_t count = shared.counts[source];
-        goes = (count & packets_back_bit) == 0 && row < rows_in(count);
-        if (!goes) return;
+        came = goes = (count & packets_back_bit) == 0 && row < rows_in(count);
+        if (!came) return;
         const RowOrigin origin = part<RowOrigin>(ws.mine, ws.layout.origins)[int64_t{source} * ws.capacity + row];
         place = place_of(ws, origin.token, origin.distinct);
         goes = origin.distinct >= 0;
@@ -96,7 +112,7 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
     constexpr int rows_a_fence = 4, few_blocks = 24;
     const Workspace &ws = params.workspace;
     const int64_t end = int64_t{most_rows(ws, false, shared)} * (ws.ranks - 1);
-    const RowTeams teams(end, blocks);
+    const RowTeams teams(end, blocks, block_warps, 4);
     const int64_t stride = int64_t{blocks} * teams.count;
     const int group = blocks <= few_blocks && end > 2 * rows_a_fence * stride ? rows_a_fence : 1;
     for (int64_t first = int64_t{teams.team} * blocks + block; first < end; first += stride * group) {
@@ -117,6 +133,107 @@ __device__ void push_rows(const CombineParams &params, int block, int blocks, co
         store_relaxed(part<uint32_t>(shared.peers[pushed.source], ws.layout.arrived) + pushed.place, shared.epoch);
     }
 }
+
+// The same by bulk copies. The first lane of a warp copies; a row is marked when it is there, where few blocks have many rows some rows later.
+class BulkPush {
+public:
+    __device__ BulkPush(const CombineParams &params, int block, int blocks, Shared &shared)
+        : params_(params), shared_(shared), on_the_way_(shared.on_the_way[bulk_warp()]), blocks_(blocks), stride_(int64_t{blocks} * bulk_warps),
+          end_(int64_t{most_rows(params.workspace, false, shared)} * (params.workspace.ranks - 1)), coming_(int64_t{bulk_warp()} * blocks + block) {}
+
+    __device__ void push() {
+        const int64_t first = coming_;
+        if (first >= end_) return;
+        const int lane = threadIdx.x % 32;
+        if (lane == 0) {
+            ring_.open();
+            skip();
+            while (coming_ < end_ && ring_.has_room()) read();
+        }
+        for (int64_t item = first; item < end_; item += 32 * stride_) {
+            const PushedRow pushed(params_.workspace, item + lane * stride_, shared_);
+            for (int i = 0; i < 32; ++i) {
+                const bool came = __shfl_sync(all_lanes, pushed.came, i), goes = __shfl_sync(all_lanes, pushed.goes, i);
+                const int32_t source = __shfl_sync(all_lanes, pushed.source, i);
+                const uint64_t place = __shfl_sync(all_lanes, pushed.place, i);
+                if (lane == 0 && came) store(source, place, goes);
+            }
+        }
+        if (lane == 0) mark<0>();
+    }
+
+private:
+    __device__ __forceinline__ void skip() {
+        while (coming_ < end_) {
+            const int others = params_.workspace.ranks - 1;
+            const uint32_t count = shared_.counts[other_at(params_.workspace, static_cast<int32_t>(coming_ % others))];
+            if ((count & packets_back_bit) == 0 && coming_ / others < rows_in(count)) return;
+            coming_ += stride_;
+        }
+    }
+
+    __device__ __forceinline__ void read() {
+        const int others = params_.workspace.ranks - 1;
+        const int32_t source = other_at(params_.workspace, static_cast<int32_t>(coming_ % others));
+        ring_.read(input_row(params_, source, coming_ / others) + coming_at_, bytes(coming_at_));
+        coming_at_ += bulk_chunk;
+        if (coming_at_ < params_.row_bytes) return;
+        coming_at_ = 0;
+        coming_ += stride_;
+        skip();
+    }
+
+    __device__ __forceinline__ uint32_t bytes(uint64_t at) const { return static_cast<uint32_t>(min(uint64_t{bulk_chunk}, params_.row_bytes - at)); }
+
+    __device__ __forceinline__ void store(int32_t source, uint64_t place, bool goes) {
+        const Workspace &ws = params_.workspace;
+        unsigned char *peer = shared_.peers[source];
+        for (uint64_t at = 0; at < params_.row_bytes; at += bulk_chunk) {
+            ring_.await();
+            stagger();
+            if (goes) ring_.store(peer + ws.layout.combine + place * params_.row_bytes + at, bytes(at));
+            ring_.stored();
+            if (coming_ < end_) read();
+        }
+        on_the_way_.mark[sent_ % OnTheWay::most] = goes ? part<uint32_t>(peer, ws.layout.arrived) + place : nullptr;
+        on_the_way_.chunks[sent_ % OnTheWay::most] = ring_.stores();
+        ++sent_;
+        // Few blocks have no time to wait for each row.
+        constexpr int few_blocks = 48, rows_a_fence = 2, behind = 2;
+        if (blocks_ > few_blocks) {
+            mark<0>();
+        } else if (sent_ % rows_a_fence == 0) {
+            mark<behind>();
+        }
+    }
+
+    // Marks the rows of all but the last `behind` chunks.
+    template <int behind>
+    __device__ __forceinline__ void mark() {
+        const uint32_t done = ring_.stores() - behind;
+        if (marked_ == sent_ || static_cast<int32_t>(done - on_the_way_.chunks[marked_ % OnTheWay::most]) < 0) return;
+        ring_.written<behind>();
+        stagger();
+        fence<Site::combine_push>();
+        stagger();
+        for (; marked_ != sent_ && static_cast<int32_t>(done - on_the_way_.chunks[marked_ % OnTheWay::most]) >= 0; ++marked_) {
+            uint32_t *at = on_the_way_.mark[marked_ % OnTheWay::most];
+            if (at != nullptr) store_relaxed(at, shared_.epoch);
+        }
+    }
+
+    const CombineParams &params_;
+    Shared &shared_;
+    OnTheWay &on_the_way_;
+    Ring ring_;
+    int blocks_;
+    int64_t stride_;           // between this warp's rows
+    int64_t end_;
+    int64_t coming_;           // the row that is read, and the byte in it
+    uint64_t coming_at_ = 0;
+    uint32_t sent_ = 0;        // rows
+    uint32_t marked_ = 0;
+};
 
 __device__ __forceinline__ TileAt tile_at(const Workspace &ws, unsigned char *at, uint64_t place, int tile) {
     return {at + ws.layout.combine_packets + place * ws.combine_packet_bytes, 0, ws.combine_packet_vectors, tile};
@@ -200,31 +317,36 @@ struct TokenRows {
     }
 };
 
-// Awaits the token's rows from other ranks, one a lane of the team's first warp.
-__device__ __forceinline__ bool await_token(const Workspace &ws, const TokenRows &rows, int64_t token, int lane, uint32_t epoch) {
-    if (lane >= rows.distinct || lane == rows.own.distinct) return true;
-    const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place_of(ws, token, lane);
-    if (!await(ws, rows.ranks[lane], phase_combine, [&] { return load_relaxed(mark) == epoch; })) return false;
-    stagger();
-    acquire<Site::combine_await>(mark);
-    return true;
+// Awaits the token's rows from other ranks, one a lane. A wait that fails leaves a fault behind, and every later one fails at once; what is
+// added then is of no use to anyone.
+__device__ __forceinline__ void await_token(const Workspace &ws, const TokenRows &rows, int64_t token, const RowTeams &teams, uint32_t epoch) {
+    for (int32_t j = teams.lane; j < rows.distinct; j += teams.width) {
+        if (j == rows.own.distinct) continue;
+        const uint32_t *mark = part<uint32_t>(ws.mine, ws.layout.arrived) + place_of(ws, token, j);
+        if (!await(ws, rows.ranks[j], phase_combine, [&] { return load_relaxed(mark) == epoch; })) return;
+        stagger();
+        acquire<Site::combine_await>(mark);
+    }
 }
 
 template <class T, int Count>
-__device__ void add_rows(const CombineParams &params, int block, int blocks, const Shared &shared) {
+__device__ void add_rows(const CombineParams &params, int block, int blocks, int warps, const Shared &shared) {
     using P = Pack<T, Count>;
     constexpr int ahead = 2;  // rows in flight
-    constexpr int steps = 2;  // packs in flight of each
+    constexpr int steps = 3;  // packs in flight of each
     const Workspace &ws = params.workspace;
-    const RowTeams teams(shared.tokens, blocks);
+    const RowTeams teams(shared.tokens, blocks, warps, warps);
     const int64_t packs = static_cast<int64_t>(params.row_bytes / sizeof(P));
-    for (int64_t token = int64_t{teams.team} * blocks + block; token < shared.tokens; token += int64_t{blocks} * teams.count) {
-        const TokenRows rows(params, token);
+    const int64_t first_token = int64_t{teams.team} * blocks + block, stride = int64_t{blocks} * teams.count;
+    if (first_token >= shared.tokens) return;
+    TokenRows coming(params, first_token);
+    for (int64_t token = first_token; token < shared.tokens; token += stride) {
+        const TokenRows rows = coming;
+        coming = TokenRows(params, min(token + stride, int64_t{shared.tokens} - 1));
         const unsigned char *own_input = rows.own_input(params);
         const unsigned char *plane = ws.mine + ws.layout.combine + place_of(ws, token, 0) * params.row_bytes;
         if (teams.lane < rows.distinct) touch(plane + static_cast<uint64_t>(teams.lane) * params.row_bytes, params.row_bytes);
-        // A wait that fails leaves a fault behind, and every later one fails at once; what is added then is of no use to anyone.
-        await_token(ws, rows, token, teams.lane, shared.epoch);
+        await_token(ws, rows, token, teams, shared.epoch);
         teams.sync();
         P *out = reinterpret_cast<P *>(params.output + static_cast<uint64_t>(token) * params.output_stride);
         for (int64_t at = teams.lane; at < packs; at += int64_t{teams.width} * steps) {
@@ -339,8 +461,15 @@ __device__ void add_packets(const CombineParams &params, WarpShare share, const 
     }
 }
 
-// `few`: our tokens are few and come back as packets; see dispatch_kernel.
-template <class T, bool few>
+// What a kernel is for, by its rank's own tokens. A kernel has what it needs alone, since fetching instructions takes time; memory for
+// bulk copies leaves less of a cache.
+enum class Way {
+    few,      // our rows come back as packets, and are so few that a warp waits for hardly more than one tile
+    packets,  // our rows come back as packets
+    rows,     // they come as rows, or as either
+};
+
+template <class T, Way way>
 __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_constant__ CombineParams params) {
     __shared__ Shared shared;
     const Workspace &ws = params.workspace;
@@ -358,36 +487,50 @@ __global__ void __launch_bounds__(block_threads, 1) combine_kernel(const __grid_
     }
     if (__syncthreads_or(fault)) return;
     const int blocks = gridDim.x, block = blockIdx.x;
-    int pushers = pushing_part(blocks, (shared.counts[ws.rank] & packets_back_bit) != 0, shared.tokens);
-    if (params.halves != both_halves) pushers = params.halves == half_send ? blocks : 0;
-    if (block < pushers) {
-        if (block == pushers - 1) announce(params, shared);
-        push_packets(params, WarpShare(block, pushers), shared);
-        push_rows(params, block, pushers, shared);
+    const bool sends = (params.halves & half_send) != 0;
+    const bool bulk = way == Way::rows && sends && bulk_copies() && goes_in_bulk(params.row_bytes, params.push_width);
+    int pushers = 0;  // the first blocks, all of which pushes
+    if (sends && (!bulk || most_rows(ws, true, shared) > 0)) {
+        pushers = params.halves == half_send ? blocks : pushing_part(blocks, bulk ? 0 : most_rows(ws, false, shared), shared.tokens);
     }
-    if (block < pushers && (blocks > 1 || params.halves == half_send)) return;
+    if (sends && block == max(1, pushers) - 1) announce(params, shared);
+    if (bulk && bulk_warp() >= 0) BulkPush(params, block, blocks, shared).push();
+    if (block < pushers) {
+        push_packets(params, WarpShare(block, pushers), shared);
+        if (!bulk) push_rows(params, block, pushers, shared);
+    }
+    if (params.halves == half_send || (block < pushers && blocks > 1)) return;
+    if (block < pushers) __syncthreads();  // teams of other sizes have the same barriers when they add
     const int adder = blocks > 1 ? block - pushers : 0, adders = blocks > 1 ? blocks - pushers : 1;
     // One block waits for all ranks, also without tokens, so that no rank gets a phase ahead.
-    if (adder == adders - 1 && __syncthreads_or(threadIdx.x < ws.ranks && !await_rank(params, threadIdx.x, shared))) return;
-    if constexpr (few) {
-        add_packets<T, false>(params, WarpShare(adder, adders), shared);
+    if (adder == adders - 1 && threadIdx.x < ws.ranks) await_rank(params, threadIdx.x, shared);
+    __syncwarp();
+    if constexpr (way != Way::rows) {
+        add_packets<T, way == Way::packets>(params, WarpShare(adder, adders), shared);
     } else if ((shared.counts[ws.rank] & packets_back_bit) != 0 && params.row_bytes % 16 == 0) {
-        add_packets<T, true>(params, WarpShare(adder, adders), shared);
-    } else if (params.reduce_width == 16) {
-        add_rows<T, 16 / sizeof(T)>(params, adder, adders, shared);
-    } else {
-        add_rows<T, 1>(params, adder, adders, shared);
+        add_packets<T, false>(params, WarpShare(adder, adders), shared);
+    } else if (!bulk || bulk_warp() < 0) {
+        const int warps = bulk ? block_warps - bulk_warps : block_warps;
+        if (params.reduce_width == 16) {
+            add_rows<T, 16 / sizeof(T)>(params, adder, adders, warps, shared);
+        } else {
+            add_rows<T, 1>(params, adder, adders, warps, shared);
+        }
     }
 }
 
 using Kernel = void (*)(CombineParams);
 
-template <bool few>
-Kernel choose(int32_t value_type) {
+template <class T>
+Kernel choose(Way way) {
+    return way == Way::few ? &combine_kernel<T, Way::few> : way == Way::packets ? &combine_kernel<T, Way::packets> : &combine_kernel<T, Way::rows>;
+}
+
+Kernel choose(int32_t value_type, Way way) {
     switch (value_type) {
-        case value_f32: return &combine_kernel<float, few>;
-        case value_f16: return &combine_kernel<__half, few>;
-        default: return &combine_kernel<__nv_bfloat16, few>;
+        case value_f32: return choose<float>(way);
+        case value_f16: return choose<__half>(way);
+        default: return choose<__nv_bfloat16>(way);
     }
 }
 
@@ -395,15 +538,17 @@ Kernel choose(int32_t value_type) {
 
 Result load_combine() {
     for (int32_t type : {value_f32, value_f16, value_bf16}) {
-        if (Result result = load_each({address_of(choose<true>(type)), address_of(choose<false>(type))}); result != cudaSuccess) return result;
+        if (Result result = load_each({address_of(choose(type, Way::few)), address_of(choose(type, Way::packets))}); result != cudaSuccess) return result;
+        if (Result result = load_each_with_bulk({address_of(choose(type, Way::rows))}); result != cudaSuccess) return result;
     }
     return cudaSuccess;
 }
 
 Result combine(const CombineParams &params, const Launch &launch) {
-    const bool few = launch.tokens <= std::min(few_tokens, params.workspace.combine_packet_rows) && params.row_bytes % 16 == 0;
-    return launch_kernel(few ? choose<true>(params.value_type) : choose<false>(params.value_type), params, launch,
-                         blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens));
+    const bool packets = launch.tokens <= params.workspace.combine_packet_rows && params.row_bytes % 16 == 0;
+    const Way way = !packets ? Way::rows : launch.tokens <= few_tokens ? Way::few : Way::packets;
+    return launch_kernel(choose(params.value_type, way), params, launch, blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens),
+                         way == Way::rows);
 }
 
 }  // namespace moelink::kernels::cuda

@@ -14,16 +14,21 @@ DispatchKernel choose(bool quantized, bool to_all, int ids_bytes, int ranks, boo
     return quantized ? quantized_dispatch_kernel(ids_bytes, ranks, few) : choose_dispatch<false, false>(ids_bytes, ranks, few);
 }
 
+// Who quantizes reads each row from the multiprocessor's cache twice, and so is better off with more of it.
+constexpr bool has_bulk(bool quantized, bool few) { return !quantized && !few; }
+
 }  // namespace
 
 Result load_dispatch() {
     for (int ids_bytes : {4, 8}) {
         for (int ranks : {1, max_cuda_ranks}) {
-            for (bool few : {false, true}) {
+            for (bool to_all : {false, true}) {
                 for (bool quantized : {false, true}) {
-                    const Result result = load_each({address_of(choose(quantized, false, ids_bytes, ranks, few)),
-                                                     address_of(choose(quantized, true, ids_bytes, ranks, few))});
-                    if (result != cudaSuccess) return result;
+                    for (bool few : {false, true}) {
+                        const void *const kernel = address_of(choose(quantized, to_all, ids_bytes, ranks, few));
+                        const Result result = has_bulk(quantized, few) ? load_each_with_bulk({kernel}) : load_each({kernel});
+                        if (result != cudaSuccess) return result;
+                    }
                 }
             }
         }
@@ -34,8 +39,10 @@ Result load_dispatch() {
 Result dispatch(const DispatchParams &params, const Launch &launch) {
     const int ranks = params.workspace.ranks;
     const bool few = params.packets != 0 && params.tokens <= std::min(batch_tokens, params.workspace.dispatch_packet_rows);
-    const DispatchKernel kernel = choose(params.quantize != quantize_none, params.spread != spread_owners, params.ids_bytes, ranks, few);
-    return launch_kernel(kernel, params, launch, blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens));
+    const bool quantized = params.quantize != quantize_none;
+    const DispatchKernel kernel = choose(quantized, params.spread != spread_owners, params.ids_bytes, ranks, few);
+    return launch_kernel(kernel, params, launch, blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens),
+                         has_bulk(quantized, few));
 }
 
 }  // namespace moelink::kernels::cuda

@@ -2,12 +2,11 @@
 // order without atomics; the same tokens get the same slots in every run.
 #pragma once
 
-#include "common/rows.cuh"
+#include "common/bulk.cuh"
 
 namespace moelink::kernels::cuda {
 
 inline constexpr int batch_tokens = 128;
-inline constexpr int block_warps = block_threads / 32;
 inline constexpr unsigned all_lanes = 0xffffffffu;
 static_assert(batch_tokens <= block_threads);
 
@@ -106,7 +105,7 @@ __device__ __forceinline__ void find_batch(const Params &params, int64_t begin, 
     const int top_k = params.workspace.top_k;
     const int shift = top_k > 1 ? 32 - __clz(top_k - 1) : 0;  // lanes of a token: the power of two that holds top_k
     const int lane = threadIdx.x % 32, k = lane & ((1 << shift) - 1);
-    const int warp = block_warps - 1 - static_cast<int>(threadIdx.x / 32);  // the first warps begin with what comes before
+    const int warp = (2 * block_warps - 1 - bulk_warps - static_cast<int>(threadIdx.x / 32)) % block_warps;  // the first have more of what comes before, the last rows
     for (int first = warp << (5 - shift); first < tokens; first += block_threads >> shift) {
         const int local = first + (lane >> shift);
         int32_t rank = -1;
