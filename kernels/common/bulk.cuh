@@ -8,6 +8,8 @@
 #include "common/rows.cuh"
 #include "common/signal.cuh"
 
+#include <atomic>
+
 namespace moelink::kernels::cuda {
 
 inline constexpr int bulk_warps = 4;      // the last of a block, of which the first lanes copy: with one, 16 multiprocessors do not fill the link
@@ -26,7 +28,10 @@ struct BulkMemory {
     Warp warp[bulk_warps];
 };
 
-// Whether the kernel was launched with memory for bulk copies: not every GPU has as much for a block.
+// Every device that kernels were loaded on has as much for a block.
+inline std::atomic<bool> bulk_memory_allowed{true};
+
+// Whether the kernel was launched with it.
 __device__ __forceinline__ bool bulk_copies() {
     uint32_t bytes;
     asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));

@@ -1,7 +1,7 @@
 // Loading kernels: see load_kernels.
 #pragma once
 
-#include "common/start.cuh"
+#include "common/bulk.cuh"
 
 #include <initializer_list>
 

@@ -9,6 +9,7 @@ namespace moelink::kernels::cuda {
 
 inline constexpr int block_threads = 512;
 inline constexpr int block_warps = block_threads / 32;
+inline constexpr unsigned all_lanes = 0xffffffffu;
 
 // The threads of a block in teams, one row a team: as many teams as there are rows, from one of 512 threads to 16 of 32.
 struct Teams {

@@ -5,12 +5,8 @@
 #include "common/rows.cuh"
 
 #include <algorithm>
-#include <atomic>
 
 namespace moelink::kernels::cuda {
-
-// Every device that kernels were loaded on has memory enough for bulk copies.
-inline std::atomic<bool> bulk_memory_allowed{true};
 
 // Blocks for a rank's tokens, and for as many rows of other ranks as may come where its own tokens are few.
 inline int blocks_wanted(int least, int32_t capacity, int32_t tokens) { return std::max(least + capacity / 4, 4 * tokens); }

@@ -11,7 +11,6 @@ namespace moelink::kernels::cuda {
 
 namespace {
 
-constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int scan_threads = 1024;
 constexpr int segment_threads = 128;
 constexpr int most_ranks = 1024;

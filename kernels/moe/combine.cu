@@ -14,7 +14,6 @@ namespace moelink::kernels::cuda {
 namespace {
 
 constexpr int least_blocks = 32;
-constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int few_tokens = 128;    // so few that a warp waits for hardly more than one tile
 
 // Rows that one warp's bulk copies have on their way to their owners.

@@ -7,7 +7,6 @@
 namespace moelink::kernels::cuda {
 
 inline constexpr int batch_tokens = 128;
-inline constexpr unsigned all_lanes = 0xffffffffu;
 static_assert(batch_tokens <= block_threads);
 
 struct Destination {
