@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 struct CUstream_st;
 
@@ -26,7 +27,7 @@ inline constexpr int near_ranks = 16;  // ranks whose addresses travel in the ke
 // its use. A tile of a row is 96 vectors of 16 bytes, each a word, and a few words beside them.
 // What a rank may send to another as packets. In dispatch they are copied once more where they arrive; in combine they are not, and it
 // is bytes that count.
-inline constexpr uint64_t max_dispatch_packet_rows = 256;
+inline constexpr uint64_t max_dispatch_packet_rows = 128;
 inline constexpr uint64_t max_combine_packet_bytes = uint64_t{28} << 20;
 inline constexpr uint64_t packet_word = 16;
 inline constexpr uint64_t packet_tile_data = 1536;
@@ -140,10 +141,17 @@ struct SlotLayout {
 
 // Division by a number that is known early: exact for all 32-bit numerators.
 struct Divisor {
-    uint64_t factor;  // 2^64 / number, rounded up; 0 stands for the number 1
+    static constexpr uint32_t small_end = 1u << 16;
+
+    uint64_t factor;        // 2^64 / number, rounded up; 0 stands for the number 1
+    uint32_t small_factor;  // (2^32 - 1) / number, rounded down
 
     Divisor() = default;
-    MOELINK_BOTH explicit Divisor(uint32_t number) : factor(number <= 1 ? 0 : UINT64_MAX / number + 1) {}
+    MOELINK_BOTH explicit Divisor(uint32_t number)
+        : factor(number <= 1 ? 0 : UINT64_MAX / number + 1), small_factor(number == 0 ? 0 : UINT32_MAX / number) {}
+
+    // Of a numerator below small_end, by one multiplication: what the factor lacks, times the numerator, is less than 1 / number.
+    MOELINK_BOTH uint32_t divide_small(uint32_t numerator) const { return static_cast<uint32_t>((uint64_t{numerator} + 1) * small_factor >> 32); }
 
     MOELINK_BOTH uint32_t divide(uint32_t numerator) const {
         if (factor == 0) return numerator;
@@ -180,6 +188,17 @@ struct ExpertRanks {
     }
     MOELINK_BOTH int32_t rank_of(int32_t id) const {
         return static_cast<uint32_t>(id) < experts ? rank_of_expert(static_cast<uint32_t>(id)) : -1;
+    }
+
+    // Experts are in order and so few that dividing takes one multiplication.
+    MOELINK_BOTH bool divides_small() const { return table == nullptr && experts <= Divisor::small_end; }
+
+    // The same as rank_of, where that is so.
+    template <class Id>
+    MOELINK_BOTH int32_t rank_of_small(Id id) const {
+        const auto expert = static_cast<uint32_t>(id);
+        const uint32_t rank = expert < split ? by_more.divide_small(expert) : larger + by_each.divide_small(expert - split);
+        return static_cast<std::make_unsigned_t<Id>>(id) < experts ? static_cast<int32_t>(rank) : -1;
     }
 
     // Of an expert that a rank owns: its place among that rank's experts.

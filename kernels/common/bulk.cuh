@@ -14,6 +14,7 @@ namespace moelink::kernels::cuda {
 
 inline constexpr int bulk_warps = 4;      // the last of a block, of which the first lanes copy: with one, 16 multiprocessors do not fill the link
 inline constexpr int bulk_chunk = 14336;  // most bytes of a row that are copied at once: a chunk takes its thread 0.6 us, however small
+inline constexpr int bulk_first_chunk = 3584;  // of dispatch's first rows
 inline constexpr int bulk_stages = 3;
 inline constexpr int bulk_ahead = 2;      // chunks that are read before they are stored
 
@@ -47,7 +48,7 @@ __device__ __forceinline__ BulkMemory &bulk_memory() {
 __device__ __forceinline__ bool goes_in_bulk(uint64_t row_bytes, int32_t width) { return width == 16 && row_bytes >= 1024; }
 
 // Of one thread. Chunks are stored in the order in which they are read, each of them to any number of places:
-//     read, read, ..., then for each: await, store..., stored, and read of the next one
+//     read while there is room, then for each: await, store..., stored, and read while there is room
 class Ring {
 public:
     // After the kernel's entry: what was written or read before it, here or at a peer, comes before the copies.
@@ -58,7 +59,8 @@ public:
         asm volatile("fence.proxy.async;" ::: "memory");
     }
 
-    __device__ __forceinline__ bool has_room() const { return reads_ - stores_ < bulk_ahead; }
+    // One chunk at first: all multiprocessors begin at once, and want their first ones soon.
+    __device__ __forceinline__ bool has_room() const { return reads_ - stores_ < min(static_cast<uint32_t>(bulk_ahead), 1 + stores_); }
 
     __device__ __forceinline__ void read(const unsigned char *from, uint32_t bytes) {
         // What was in this stage bulk_stages reads ago has left it.

@@ -147,7 +147,7 @@ public:
         if (lane == 0) {
             ring_.open();
             skip();
-            while (coming_ < end_ && ring_.has_room()) read();
+            read_ahead();
         }
         for (int64_t item = first; item < end_; item += 32 * stride_) {
             const PushedRow pushed(params_.workspace, item + lane * stride_, shared_);
@@ -171,6 +171,10 @@ private:
         }
     }
 
+    __device__ __forceinline__ void read_ahead() {
+        while (coming_ < end_ && ring_.has_room()) read();
+    }
+
     __device__ __forceinline__ void read() {
         const int others = params_.workspace.ranks - 1;
         const int32_t source = other_at(params_.workspace, static_cast<int32_t>(coming_ % others));
@@ -192,7 +196,7 @@ private:
             stagger();
             if (goes) ring_.store(peer + ws.layout.combine + place * params_.row_bytes + at, bytes(at));
             ring_.stored();
-            if (coming_ < end_) read();
+            read_ahead();
         }
         on_the_way_.mark[sent_ % OnTheWay::most] = goes ? part<uint32_t>(peer, ws.layout.arrived) + place : nullptr;
         on_the_way_.chunks[sent_ % OnTheWay::most] = ring_.stores();

@@ -1,7 +1,6 @@
 // Push dispatch: one kernel. A rank's rows travel in one of two ways, which it chooses for itself and names in its count word: as
 // packets, which the receiver's warps turn into rows of the planes; or stored into the planes, and counted there block by block.
-// Of a few tokens every block routes all, and all blocks send and then receive. Of more packets a third of the blocks send, each the
-// rows of its share of the tokens, and the others receive meanwhile.
+// Tokens that go as packets are few, and every block routes all; of others each block sends the rows of its share.
 #pragma once
 
 #include "moe/dispatch_packets.cuh"
@@ -47,21 +46,29 @@ __device__ void count_rows(const Workspace &ws, const Shared &shared) {
     add_relaxed(&(part<SourceLine>(shared.peers[rank], ws.layout.lines) + ws.rank)->dispatch_rows, static_cast<uint64_t>(rows));
 }
 
-// `rows`: also until the rows in the planes have come; packets are awaited where they are used.
-template <bool few>
-__device__ __forceinline__ bool await_source(const DispatchParams &params, const Blocks<few> &blocks, int32_t source, bool rows, Shared &shared) {
+// One thread's wait for a source's totals.
+__device__ __forceinline__ bool await_totals(const DispatchParams &params, int32_t source, Shared &shared) {
     const Workspace &ws = params.workspace;
     const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
-    const uint64_t base = part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source];
     Filled filled{};
-    if (blocks.looks_after(source)) filled = part<Filled>(ws.mine, ws.layout.filled)[source];
+    if (looks_after(source)) filled = part<Filled>(ws.mine, ws.layout.filled)[source];
     uint32_t count;
     if (!await_count(ws, &line->dispatch_count, &line->dispatch_shape, shared.epoch, params.shape, source, phase_dispatch, &count)) return false;
     shared.counts[source] = count;
     shared.filled[source] = filled;
-    if ((!rows && !blocks.looks_after(source)) || (count & packets_bit) != 0) return true;
-    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, blocks.receiver)) * params.payloads[0].plane_stride,
-          params.payload_count > 0 && blocks.receiver < rows_in(count) ? params.payloads[0].row_bytes : 0);
+    return true;
+}
+
+// One thread's wait for a source's rows in the planes.
+__device__ __forceinline__ bool await_rows(const DispatchParams &params, int32_t source, const Shared &shared) {
+    const uint32_t count = shared.counts[source];
+    if ((count & packets_bit) != 0) return true;  // those are awaited where they are used
+    const Workspace &ws = params.workspace;
+    const SourceLine *line = part<SourceLine>(ws.mine, ws.layout.lines) + source;
+    const uint64_t base = part<uint64_t>(ws.mine, ws.layout.dispatch_base)[source];
+    const int block = blockIdx.x;
+    touch(ws.mine + params.payloads[0].plane + static_cast<uint64_t>(row_of(ws, source, block)) * params.payloads[0].plane_stride,
+          params.payload_count > 0 && block < rows_in(count) ? params.payloads[0].row_bytes : 0);
     if (!await(ws, source, phase_dispatch, [&] { return load_relaxed(&line->dispatch_rows) - base == static_cast<uint64_t>(rows_in(count)); })) return false;
     stagger();
     acquire<Site::dispatch_await>(&line->dispatch_rows);
@@ -83,8 +90,9 @@ __device__ void fill_ids(const DispatchParams &params, int32_t source, const Sha
     }
 }
 
-__device__ __noinline__ void copy_out(const DispatchParams &params, int receiver, int receivers, const Shared &shared) {
+__device__ __noinline__ void copy_out(const DispatchParams &params, const Shared &shared) {
     const Workspace &ws = params.workspace;
+    const int block = blockIdx.x, blocks = gridDim.x;
 #pragma unroll 1
     for (int p = 0; p < params.payload_count; ++p) {
         const Payload &payload = params.payloads[p];
@@ -93,8 +101,8 @@ __device__ __noinline__ void copy_out(const DispatchParams &params, int receiver
         for (int32_t source = 0; source < ws.ranks; ++source) {
             if ((shared.counts[source] & packets_bit) != 0 || (source == ws.rank && own_rows_go_out(params, p))) continue;
             const int64_t rows = rows_in(shared.counts[source]);
-            const Teams teams((rows + receivers - 1) / receivers);
-            for (int64_t row = int64_t{receiver} * teams.count + teams.team; row < rows; row += int64_t{receivers} * teams.count) {
+            const Teams teams((rows + blocks - 1) / blocks);
+            for (int64_t row = int64_t{block} * teams.count + teams.team; row < rows; row += int64_t{blocks} * teams.count) {
                 const uint64_t index = static_cast<uint64_t>(source) * static_cast<uint64_t>(ws.capacity) + static_cast<uint64_t>(row);
                 copy_row(teams.width, teams.lane, ws.mine + payload.plane + index * payload.plane_stride, payload.output + index * payload.output_stride,
                          payload.row_bytes, width);
@@ -103,10 +111,15 @@ __device__ __noinline__ void copy_out(const DispatchParams &params, int receiver
     }
 }
 
-// Sends the rows of a block's tokens, batch by batch. The first batch is found already.
+// Whether the slots of a block's rows follow from the tokens before its own.
+template <bool to_all>
+__device__ __forceinline__ bool counts_before(const DispatchParams &params, int64_t begin) {
+    return begin > 0 && spread_of<to_all>(params) == spread_owners;
+}
+
+// Sends a block's tokens as rows, batch by batch. The first batch is found already.
 template <class Id, int Words, bool quantized, bool to_all>
-__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<false> &blocks, int32_t all, int64_t begin, int64_t end, const FirstTile<quantized> &first_tile,
-                                     BulkRows<to_all> &bulk, Shared &shared) {
+__device__ __forceinline__ void send_rows(const DispatchParams &params, int32_t all, int64_t begin, int64_t end, BulkRows<to_all> &bulk, Shared &shared) {
     const Workspace &ws = params.workspace;
     bool some_in_bulk = false;
     for (int p = 0; !quantized && p < params.payload_count; ++p) some_in_bulk = some_in_bulk || in_bulk(params, p);
@@ -118,13 +131,11 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
             if (spread_of<to_all>(params) != spread_no_routing) find_batch<Id, Words>(params, first, count, shared.routes);
             __syncthreads();
         }
-        number_batch<Words>(spread_of<to_all>(params), ws.ranks, first, count, shared.routes);
+        number_batch<Words>(spread_of<to_all>(params), ws.ranks, first, count, shared.routes, first == begin && counts_before<to_all>(params, begin));
         __syncthreads();
         advance(ws.ranks, shared.routes);
-        if (blocks.announces() && first + count == end) announce(params, all, blocks.packets, shared);
-        if (blocks.packets) {
-            send_packets<Id, quantized, to_all>(params, first, count, first_tile, blocks.together ? WarpShare(blockIdx.x, gridDim.x) : WarpShare(0, 1), shared);
-        } else if (static_cast<int>(threadIdx.x / 32) >= warps) {
+        if (announces() && first + count == end) announce(params, all, false, shared);
+        if (static_cast<int>(threadIdx.x / 32) >= warps) {
             if (threadIdx.x % 32 == 0) bulk.send(params, first, count, shared);
         } else {
             send_routing<Id, to_all>(params, first, count, warps, shared);  // first, because few warps have it to do
@@ -138,24 +149,13 @@ __device__ __forceinline__ void send(const DispatchParams &params, const Blocks<
             }
         }
         first += count;
-        if (first < end || !blocks.packets) __syncthreads();
+        __syncthreads();
     } while (first < end);
-    if (!blocks.packets) count_rows(ws, shared);
+    count_rows(ws, shared);
 }
 
-// The same of tokens that every block routes.
-template <class Id, int Words, bool quantized, bool to_all>
-__device__ __forceinline__ void send(const DispatchParams &params, const Blocks<true> &blocks, int32_t all, int64_t, int64_t, const FirstTile<quantized> &first_tile,
-                                     BulkRows<to_all> &, Shared &shared) {
-    number_batch<Words>(spread_of<to_all>(params), params.workspace.ranks, 0, all, shared.routes);
-    __syncthreads();
-    advance(params.workspace.ranks, shared.routes);
-    if (blocks.announces()) announce(params, all, true, shared);
-    send_packets<Id, quantized, to_all>(params, 0, all, first_tile, WarpShare(blockIdx.x, gridDim.x), shared);
-}
-
-// `few`: the tokens of this rank are so few that every block routes all, and go as packets. A kernel of its own, because what a small
-// batch takes is mostly fetching instructions.
+// `few`: this rank's tokens are so few that they go as packets, as the launch knows. A kernel of its own, because what a small batch takes
+// is mostly fetching instructions.
 template <class Id, int Words, bool few, bool quantized, bool to_all>
 __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid_constant__ DispatchParams params) {
     __shared__ Shared shared;
@@ -169,23 +169,23 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
     if (threadIdx.x == block_threads - 1) epoch = next_epoch(part<SlotState>(ws.mine, ws.layout.state)->combine_epoch);
     int32_t tokens = params.tokens;
     if (params.tokens_device != nullptr) tokens = max(0, min(tokens, *params.tokens_device));
-    const Blocks<few> blocks(params, tokens);
+    const bool sends = (params.halves & half_send) != 0;
+    const bool packets = few || (params.packets != 0 && tokens <= ws.dispatch_packet_rows);
     int64_t begin = 0, end = tokens;
-    if (!blocks.together && blocks.sends()) {
-        begin = share_begin(tokens, min(static_cast<int>(blockIdx.x), blocks.senders), blocks.senders);
-        end = share_begin(tokens, min(static_cast<int>(blockIdx.x) + 1, blocks.senders), blocks.senders);
-        first_tile.item = -1;
-    } else if (blocks.sends() && item < tokens * static_cast<int>(params.row_tiles)) {
+    if (!packets) {
+        begin = share_begin(tokens, blockIdx.x, gridDim.x);
+        end = share_begin(tokens, blockIdx.x + 1, gridDim.x);
+    } else if (sends && item < tokens * static_cast<int>(params.row_tiles)) {
         first_tile.cargo.load(params, first_tile.at, first_tile.at.row, lane);
     }
     BulkRows<to_all> bulk;
-    const bool copies_in_bulk = !few && !quantized && bulk_copies() && !blocks.packets && blocks.sends() && bulk_warp() >= 0 && lane == 0;
+    const bool copies_in_bulk = !few && !quantized && bulk_copies() && !packets && sends && bulk_warp() >= 0 && lane == 0;
     if (copies_in_bulk) bulk.start(params, begin, end);
-    if (blocks.sends()) {
+    if (sends) {
         if (spread_of<to_all>(params) != spread_no_routing) {
             find_batch<Id, Words>(params, begin, static_cast<int>(min(int64_t{batch_tokens}, end - begin)), shared.routes);
         }
-        if (!few && begin > 0 && spread_of<to_all>(params) == spread_owners) {
+        if (!few && counts_before<to_all>(params, begin)) {
             count_before<Id, Words>(params, begin, shared.routes);
         } else if (threadIdx.x < ws.ranks) {
             shared.routes.before[threadIdx.x] = shared.routes.next[threadIdx.x] = static_cast<int32_t>(begin);
@@ -197,23 +197,26 @@ __global__ void __launch_bounds__(block_threads, 1) dispatch_kernel(const __grid
         if (copies_in_bulk) bulk.drop();
         return;
     }
-    if (blocks.sends()) {
-        if (!few && begin > 0 && spread_of<to_all>(params) == spread_owners) {
-            sum_before(ws.ranks, shared.routes);
-            __syncthreads();
-        }
-        send<Id, Words, quantized, to_all>(params, blocks, tokens, begin, end, first_tile, bulk, shared);
+    if (sends && packets) {
+        number_batch<Words>(spread_of<to_all>(params), ws.ranks, 0, tokens, shared.routes);
+        __syncthreads();
+        advance(ws.ranks, shared.routes);
+        if (announces()) announce(params, tokens, true, shared);
+        send_packets<Id, quantized, to_all>(params, tokens, first_tile, shared);
+    } else if (sends) {
+        send_rows<Id, Words, quantized, to_all>(params, tokens, begin, end, bulk, shared);
     }
-    if (blocks.receiver < 0) return;
+    if ((params.halves & half_receive) == 0) return;
 
     bool copies = false;
 #pragma unroll 1
     for (int p = 0; p < params.payload_count; ++p) copies = copies || (params.payloads[p].row_bytes > 0 && params.payloads[p].output != nullptr);
-    const bool lost = threadIdx.x < ws.ranks && !await_source(params, blocks, threadIdx.x, copies, shared);
+    bool lost = threadIdx.x < ws.ranks && !await_totals(params, threadIdx.x, shared);
     if (__syncthreads_or(lost)) return;
-    receive_packets<few, quantized>(params, blocks, shared);
-    for (int32_t source = blocks.receiver; source < ws.ranks; source += blocks.receivers) fill_ids(params, source, shared);
-    if (copies) copy_out(params, blocks.receiver, blocks.receivers, shared);
+    receive_packets<quantized>(params, shared);
+    for (int32_t source = blockIdx.x; source < ws.ranks; source += gridDim.x) fill_ids(params, source, shared);
+    if (threadIdx.x < ws.ranks && (copies || looks_after(threadIdx.x))) lost = !await_rows(params, threadIdx.x, shared);
+    if (copies && !__syncthreads_or(lost)) copy_out(params, shared);
 }
 
 template <class Id, bool quantized, bool to_all>

@@ -141,20 +141,19 @@ private:
 // A warp's first tile, loaded while the routes are found.
 template <bool quantized>
 struct FirstTile {
-    int item;  // -1: none
+    int item;
     RowTile at;
     Cargo<quantized> cargo;
 };
 
-// The rows of a batch of tokens.
+// The rows of all tokens.
 template <class Id, bool quantized, bool to_all>
-__device__ __forceinline__ void send_packets(const DispatchParams &params, int64_t begin, int tokens, const FirstTile<quantized> &first, WarpShare share,
-                                             const Shared &shared) {
+__device__ __forceinline__ void send_packets(const DispatchParams &params, int tokens, const FirstTile<quantized> &first, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32;
-    share.each(tokens * static_cast<int>(params.row_tiles), [&](int item) {
+    WarpShare(blockIdx.x, gridDim.x).each(tokens * static_cast<int>(params.row_tiles), [&](int item) {
         const RowTile at = item == first.item ? first.at : RowTile(params, item, lane);
-        const int64_t token = begin + at.row;
+        const int token = at.row;
         Cargo<quantized> cargo;
         if (item == first.item) {
             cargo = first.cargo;
@@ -169,7 +168,7 @@ __device__ __forceinline__ void send_packets(const DispatchParams &params, int64
                 const int32_t id = routing.id_for(to.rank, params.invalid_id), distinct = sendings.distinct(j);
                 if (to.rank == ws.rank) {
                     store_routing(ws, ws.mine, row_of(ws, ws.rank, to.slot), lane, id, routing.weight, params.weights != nullptr,
-                                  {static_cast<int32_t>(token), distinct});
+                                  {token, distinct});
                 } else if (lane < max(ws.top_k, 2)) {
                     const uint32_t origin = lane == 0 ? static_cast<uint32_t>(token) : static_cast<uint32_t>(distinct);
                     store_packet(packets_of(ws, shared.peers[to.rank], ws.rank, to.slot) + lane * packet_word,
@@ -198,41 +197,18 @@ __device__ __forceinline__ void send_packets(const DispatchParams &params, int64
     });
 }
 
-// The order in which a source's rows come: its blocks send their shares side by side.
-class Arrival {
-public:
-    __device__ Arrival(int rows, int shares) : rows_(rows), shares_(rows > batch_tokens ? shares : 1) {}
-
-    __device__ __forceinline__ bool many() const { return shares_ > 1; }
-    __device__ __forceinline__ int places() const { return (rows_ + shares_ - 1) / shares_ * shares_; }
-
-    // -1: no row.
-    __device__ __forceinline__ int slot(int place) const {
-        if (shares_ == 1) return place;
-        const int nth = place / shares_, share = place - nth * shares_;
-        const int slot = static_cast<int>(share_begin(rows_, share, shares_)) + nth;
-        return slot < share_begin(rows_, share + 1, shares_) ? slot : -1;
-    }
-
-private:
-    int rows_, shares_;
-};
-
-template <bool few, bool quantized>
-__device__ __forceinline__ void receive_packets(const DispatchParams &params, const Blocks<few> &blocks, const Shared &shared) {
+template <bool quantized>
+__device__ __forceinline__ void receive_packets(const DispatchParams &params, const Shared &shared) {
     const Workspace &ws = params.workspace;
     const int lane = threadIdx.x % 32, row_tiles = static_cast<int>(params.row_tiles);
-    WarpShare share(blocks.receiver, blocks.receivers);
+    WarpShare share(blockIdx.x, gridDim.x);
     for (int32_t source = 0; source < ws.ranks; ++source) {
         const uint32_t count = shared.counts[source];
         if (source == ws.rank || (count & packets_bit) == 0) continue;
-        const Arrival arrival(rows_in(count), sending_part(gridDim.x));
-        share.each(arrival.places() * row_tiles, [&](int item) {
+        share.each(rows_in(count) * row_tiles, [&](int item) {
             const RowTile at(params, item, lane);
-            const int slot = arrival.slot(at.row);
-            if (slot < 0) return;
-            unsigned char *from = packets_of(ws, ws.mine, source, slot);
-            const int64_t row = row_of(ws, source, slot);
+            unsigned char *from = packets_of(ws, ws.mine, source, at.row);
+            const int64_t row = row_of(ws, source, at.row);
             if (at.payload == params.payload_count) {
                 Packet packet{};
                 const bool came = lane >= max(ws.top_k, 2) || await(ws, source, phase_dispatch, [&] {
@@ -253,7 +229,7 @@ __device__ __forceinline__ void receive_packets(const DispatchParams &params, co
             stagger();
             look.load(tile, lane, at.valid);
             cargo.look_for_scales(at, tile, lane);
-            if (!await_piece(ws, source, phase_dispatch, tile, lane, at.valid, shared.epoch, arrival.many(), look, &cargo.piece)) return;
+            if (!await_piece(ws, source, phase_dispatch, tile, lane, at.valid, shared.epoch, false, look, &cargo.piece)) return;
             const Target target(ws, payload, row);
             store_piece(target.row, at.tile, lane, at.valid, cargo.piece, target.width);
             if (cargo.await_scales(ws, source, at, tile, lane, shared.epoch)) cargo.store_scales(params, at, row, lane);

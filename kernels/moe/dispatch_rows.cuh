@@ -73,21 +73,23 @@ struct Chunk {
     int64_t token;
     int payload;  // payload_count: there is none
     uint64_t at;
+    uint32_t most;
 
-    static __device__ Chunk first(const DispatchParams &params, int64_t token) { return {token, next_payload(params, 0), 0}; }
+    static __device__ Chunk first(const DispatchParams &params, int64_t token) { return {token, next_payload(params, 0), 0, bulk_first_chunk}; }
 
     __device__ __forceinline__ uint32_t bytes(const DispatchParams &params) const {
-        return static_cast<uint32_t>(min(uint64_t{bulk_chunk}, params.payloads[payload].row_bytes - at));
+        return static_cast<uint32_t>(min(uint64_t{most}, params.payloads[payload].row_bytes - at));
     }
 
     __device__ __forceinline__ void advance(const DispatchParams &params) {
-        at += bulk_chunk;
+        at += most;
         if (at < params.payloads[payload].row_bytes) return;
         at = 0;
         payload = next_payload(params, payload + 1);
         if (payload < params.payload_count) return;
         payload = next_payload(params, 0);
         token += bulk_warps;
+        most = bulk_chunk;
     }
 
 private:
@@ -98,7 +100,7 @@ private:
     }
 };
 
-// The rows of a block's tokens in bulk. The first are read while their routes are found.
+// The rows of a block's tokens in bulk. Little is read before the first is routed, since ids would wait behind it.
 template <bool to_all>
 class BulkRows {
 public:
@@ -106,7 +108,7 @@ public:
         ring_.open();
         coming_ = going_ = Chunk::first(params, begin + bulk_warp());
         end_ = going_.payload < params.payload_count ? end : begin;
-        while (coming_.token < end_ && ring_.has_room()) read(params);
+        read_ahead(params);
     }
 
     // Of a batch that is routed.
@@ -116,12 +118,14 @@ public:
             const Sendings sendings(spread_of<to_all>(params), params, shared.routes, static_cast<int>(going_.token - begin), going_.token);
             ring_.await();
             stagger();
+            int at = sendings.first(params.workspace.rank);
             for (int j = 0; j < sendings.count(); ++j) {
-                ring_.store(destination_row(params, going_.payload, sendings.at(j), shared) + going_.at, going_.bytes(params));
+                ring_.store(destination_row(params, going_.payload, sendings.at(at), shared) + going_.at, going_.bytes(params));
+                if (++at == sendings.count()) at = 0;
             }
             ring_.stored();
             going_.advance(params);
-            if (coming_.token < end_) read(params);
+            read_ahead(params);
         }
         if (last == end_) ring_.written<0>();
     }
@@ -129,10 +133,12 @@ public:
     __device__ void drop() { ring_.drop(); }
 
 private:
-    __device__ __forceinline__ void read(const DispatchParams &params) {
-        const Payload &payload = params.payloads[coming_.payload];
-        ring_.read(payload.source + static_cast<uint64_t>(coming_.token) * payload.source_stride + coming_.at, coming_.bytes(params));
-        coming_.advance(params);
+    __device__ __forceinline__ void read_ahead(const DispatchParams &params) {
+        while (coming_.token < end_ && ring_.has_room()) {
+            const Payload &payload = params.payloads[coming_.payload];
+            ring_.read(payload.source + static_cast<uint64_t>(coming_.token) * payload.source_stride + coming_.at, coming_.bytes(params));
+            coming_.advance(params);
+        }
     }
 
     Ring ring_;

@@ -17,33 +17,11 @@ struct Shared {
     uint32_t epoch;
 };
 
-// Of blocks that send packets while others receive: those are the slower.
-__device__ __forceinline__ int sending_part(int blocks) { return max(1, blocks / 3); }
+// The block that knows the totals, and tells them.
+__device__ __forceinline__ bool announces() { return blockIdx.x == gridDim.x - 1; }
 
-// What the blocks do, for one rank's number of tokens. `few`: the launch knows that they are together.
-template <bool few>
-struct Blocks {
-    bool packets;
-    bool together;  // every block routes all tokens
-    int senders;    // the first blocks
-    int receiver;   // which of the receiving blocks this one is; -1: none
-    int receivers;
-
-    __device__ Blocks(const DispatchParams &params, int32_t tokens) {
-        const int blocks = gridDim.x, block = blockIdx.x;
-        packets = few || (params.packets != 0 && tokens <= params.workspace.dispatch_packet_rows);
-        together = few || (packets && tokens <= batch_tokens);
-        const bool apart = packets && !together && blocks > 1 && params.halves == both_halves;
-        senders = (params.halves & half_send) == 0 ? 0 : apart ? sending_part(blocks) : blocks;
-        receivers = apart ? blocks - senders : blocks;
-        receiver = (params.halves & half_receive) == 0 ? -1 : apart ? block - senders : block;
-    }
-
-    __device__ __forceinline__ bool sends() const { return static_cast<int>(blockIdx.x) < senders; }
-    __device__ __forceinline__ bool announces() const { return static_cast<int>(blockIdx.x) == senders - 1; }
-    // This block marks and counts the rows of some sources.
-    __device__ __forceinline__ bool looks_after(int32_t source) const { return source % receivers == receiver; }
-};
+// This block marks and counts the rows of some sources.
+__device__ __forceinline__ bool looks_after(int32_t source) { return source % static_cast<int>(gridDim.x) == static_cast<int>(blockIdx.x); }
 
 __device__ __forceinline__ int64_t row_of(const Workspace &ws, int32_t source, int32_t slot) { return int64_t{source} * ws.capacity + slot; }
 

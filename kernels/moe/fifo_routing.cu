@@ -32,19 +32,11 @@ __device__ __forceinline__ void count_all(const Ids &ids, int32_t tokens, int64_
     const int32_t ranks = ids.workspace.ranks, rank = threadIdx.x;
     if (begin > 0) count_before<Id, Words>(ids, begin, shared.routes);
     __syncthreads();
-    if (begin > 0) {
-        sum_before(ranks, shared.routes);
-    } else if (rank < ranks) {
-        shared.routes.before[rank] = shared.routes.next[rank] = 0;
-    }
+    if (rank < ranks) shared.routes.before[rank] = shared.routes.next[rank] = begin > 0 ? rows_before(rank, shared.routes) : 0;
     __syncthreads();
     count_before<Id, Words>(ids, tokens, shared.routes, begin);
     __syncthreads();
-    if (rank < ranks) {
-        int32_t total = shared.routes.before[rank];
-        for (int warp = 0; warp < block_warps; ++warp) total += shared.routes.partial[warp][rank];
-        shared.totals[rank] = total;
-    }
+    if (rank < ranks) shared.totals[rank] = shared.routes.before[rank] + rows_before(rank, shared.routes);
     __syncthreads();
     find_offsets(shared, ranks, shared.offsets);
     __syncthreads();

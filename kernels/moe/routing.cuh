@@ -30,9 +30,14 @@ template <int Words>
 struct RankSet {
     uint32_t bits[Words] = {};
 
+    // Negative: none.
     __device__ __forceinline__ void add(int32_t rank) {
+        if constexpr (Words == 1) {
+            if (rank >= 0) bits[0] |= 1u << rank;
+        } else {
 #pragma unroll
-        for (int w = 0; w < Words; ++w) bits[w] |= rank >> 5 == w ? 1u << (rank & 31) : 0u;
+            for (int w = 0; w < Words; ++w) bits[w] |= rank >> 5 == w ? 1u << (rank & 31) : 0u;
+        }
     }
 };
 
@@ -42,35 +47,51 @@ __device__ __forceinline__ Id read_id(const Params &params, int64_t token, int k
     return static_cast<const Id *>(params.ids)[token * params.workspace.top_k + k];
 }
 
-template <class Id, int Words, class Params>
-__device__ __forceinline__ RankSet<Words> ranks_of(const Params &params, int64_t token) {
-    constexpr int ahead = 8;  // ids in flight
-    constexpr int each = 16 / sizeof(Id);
-    struct alignas(16) Ids {
-        Id id[each];
-    };
-    const int top_k = params.workspace.top_k;
-    const Id *at = static_cast<const Id *>(params.ids) + token * top_k;
-    RankSet<Words> set;
-    for (int first = 0; first < top_k; first += ahead) {
-        Id ids[ahead];
+// Some ids of one token, in flight together.
+template <class Id>
+struct SomeIds {
+    static constexpr int count = 8;
+    Id id[count];
+
+    template <class Params>
+    __device__ __forceinline__ void load(const Params &params, int64_t token, int first) {
+        constexpr int each = 16 / sizeof(Id);
+        struct alignas(16) Ids {
+            Id id[each];
+        };
+        const int top_k = params.workspace.top_k;
+        const Id *at = static_cast<const Id *>(params.ids) + token * top_k;
         if (params.whole_ids != 0) {
 #pragma unroll
-            for (int u = 0; u < ahead; u += each) {
+            for (int u = 0; u < count; u += each) {
                 const Ids some = *reinterpret_cast<const Ids *>(at + min(first + u, top_k - each));
 #pragma unroll
-                for (int i = 0; i < each; ++i) ids[u + i] = some.id[i];
+                for (int i = 0; i < each; ++i) id[u + i] = some.id[i];
             }
         } else {
 #pragma unroll
-            for (int u = 0; u < ahead; ++u) ids[u] = at[min(first + u, top_k - 1)];
-        }
-#pragma unroll
-        for (int u = 0; u < ahead; ++u) {  // one that is read twice changes nothing
-            const int32_t rank = params.workspace.owners.rank_of(ids[u]);
-            if (rank >= 0) set.add(rank);
+            for (int u = 0; u < count; ++u) id[u] = at[min(first + u, top_k - 1)];
         }
     }
+};
+
+// The distinct ranks of one token, of which the first ids are loaded. An id that is read twice changes nothing.
+template <class Id, int Words, class Params>
+__device__ __forceinline__ RankSet<Words> ranks_of(const Params &params, int64_t token, SomeIds<Id> ids) {
+    const ExpertRanks &owners = params.workspace.owners;
+    const int top_k = params.workspace.top_k;
+    RankSet<Words> set;
+    if (owners.divides_small()) {  // alone in the code of those who go the usual way
+        for (int first = 0;;) {
+#pragma unroll
+            for (int u = 0; u < ids.count; ++u) set.add(owners.rank_of_small(ids.id[u]));
+            first += ids.count;
+            if (first >= top_k) return set;
+            ids.load(params, token, first);
+        }
+    }
+#pragma unroll 1
+    for (int k = 0; k < top_k; ++k) set.add(owners.rank_of(read_id<Id>(params, token, k)));
     return set;
 }
 
@@ -79,10 +100,14 @@ template <class Id, int Words, class Params>
 __device__ __forceinline__ void count_before(const Params &params, int64_t end, Routes &routes, int64_t first = 0) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int32_t count[Words] = {};
-    for (int64_t group = warp; first + group * 32 < end; group += block_warps) {
-        const int64_t token = first + group * 32 + lane;
+    int64_t token = first + threadIdx.x;
+    SomeIds<Id> coming;
+    if (token - lane < end) coming.load(params, min(token, end - 1), 0);
+    for (; token - lane < end; token += block_threads) {
+        const SomeIds<Id> ids = coming;
+        if (token - lane + block_threads < end) coming.load(params, min(token + block_threads, end - 1), 0);
         RankSet<Words> set;
-        if (token < end) set = ranks_of<Id, Words>(params, token);
+        if (token < end) set = ranks_of<Id, Words>(params, token, ids);
 #pragma unroll
         for (int w = 0; w < Words; ++w) {
             const int bits = min(32, params.workspace.ranks - w * 32);
@@ -110,7 +135,7 @@ __device__ __forceinline__ void find_batch(const Params &params, int64_t begin, 
         int32_t rank = -1;
         if (local < tokens && k < top_k) rank = params.workspace.owners.rank_of(read_id<Id>(params, begin + local, k));
         RankSet<Words> set;
-        if (rank >= 0) set.add(rank);
+        set.add(rank);
 #pragma unroll
         for (int w = 0; w < Words; ++w) {
             for (int step = 1; step < 1 << shift; step *= 2) set.bits[w] |= __shfl_xor_sync(all_lanes, set.bits[w], step);
@@ -119,19 +144,18 @@ __device__ __forceinline__ void find_batch(const Params &params, int64_t begin, 
     }
 }
 
-// Slots of the rows before the block's, once they are counted.
-__device__ __forceinline__ void sum_before(int ranks, Routes &routes) {
-    const int rank = threadIdx.x;
-    if (rank >= ranks) return;
+// Of what all warps counted.
+__device__ __forceinline__ int32_t rows_before(int rank, const Routes &routes) {
     int32_t sum = 0;
+#pragma unroll
     for (int warp = 0; warp < block_warps; ++warp) sum += routes.partial[warp][rank];
-    routes.before[rank] = routes.next[rank] = sum;
+    return sum;
 }
 
 // One warp for each 32 tokens of a batch, the first of which is `begin`, gives them their owners, in rank order, with their slots.
-// A rank that gets every token has each token's row in the slot of its number.
+// A rank that gets every token has each token's row in the slot of its number. `counted`: the rows before were counted just now.
 template <int Words>
-__device__ __forceinline__ void number_batch(Spread spread, int ranks, int64_t begin, int tokens, Routes &routes) {
+__device__ __forceinline__ void number_batch(Spread spread, int ranks, int64_t begin, int tokens, Routes &routes, bool counted = false) {
     if (spread != spread_owners && threadIdx.x < ranks) routes.after[threadIdx.x] = static_cast<int32_t>(begin) + tokens;
     if (spread == spread_no_routing) return;
     const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
@@ -142,7 +166,11 @@ __device__ __forceinline__ void number_batch(Spread spread, int ranks, int64_t b
 #pragma unroll
     for (int w = 0; w < Words; ++w) {
         const int bits = min(32, ranks - w * 32);
-        int32_t next = lane < bits ? routes.next[w * 32 + lane] : 0;
+        int32_t next = 0;
+        if (lane < bits) {
+            next = counted ? rows_before(w * 32 + lane, routes) : routes.next[w * 32 + lane];
+            if (counted && group == 0) routes.before[w * 32 + lane] = next;
+        }
         for (int earlier = 0; earlier < group; ++earlier) {
             const uint32_t set = routes.sets[earlier * 32 + lane][w];
             for (int bit = 0; bit < bits; ++bit) {
@@ -180,6 +208,8 @@ public:
 
     __device__ __forceinline__ int count() const { return count_; }
     __device__ __forceinline__ Destination at(int j) const { return spread_ == spread_owners ? to_[j] : Destination{j, token_}; }
+    // Where a rank begins, so that ranks begin with different ones; of two, each with the other.
+    __device__ __forceinline__ int first(int rank) const { return (rank + 1) % max(count_, 1); }
     // Which of the ranks that send a row back the j-th is; -1: none of them.
     __device__ __forceinline__ int32_t distinct(int j) const { return spread_ == spread_all ? place_among_owners(j) : j; }
 

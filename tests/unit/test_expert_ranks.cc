@@ -28,16 +28,19 @@ void every_expert(int32_t experts, int32_t ranks, int64_t step) {
         }
         assert_int_equal(owners.rank_of(expert), rank);
         assert_int_equal(owners.rank_of(static_cast<int32_t>(expert)), rank);
+        if (owners.divides_small()) assert_int_equal(owners.rank_of_small(expert), rank);
     }
     for (int64_t id : {int64_t{-1}, int64_t{INT32_MIN}, INT64_MIN, int64_t{experts}, int64_t{INT32_MAX}, int64_t{1} << 32, INT64_MAX}) {
         assert_int_equal(owners.rank_of(id), -1);
+        if (owners.divides_small()) assert_int_equal(owners.rank_of_small(id), -1);
     }
     assert_int_equal(owners.rank_of(INT32_MIN), -1);
     assert_int_equal(owners.rank_of(experts), -1);
+    assert_true(owners.divides_small() == (experts <= 65536));
 }
 
 void test_ranks_of_experts(void **) {
-    for (int32_t experts : {1, 2, 3, 7, 64, 255, 256, 257, 384, 1000, 65537}) {
+    for (int32_t experts : {1, 2, 3, 7, 64, 255, 256, 257, 384, 1000, 65535, 65536, 65537}) {
         for (int32_t ranks : {1, 2, 3, 4, 7, 8, 64, 72, 128, 320, 1024}) every_expert(experts, ranks, 1);
     }
     every_expert(1 << 24, 3, 1);
@@ -55,6 +58,7 @@ void test_division(void **) {
             }
         }
         assert_int_equal(divisor.divide(UINT32_MAX), UINT32_MAX / number);
+        for (uint32_t numerator = 0; numerator < Divisor::small_end; ++numerator) assert_int_equal(divisor.divide_small(numerator), numerator / number);
     }
 }
 
