@@ -5,9 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "cuda_status.cuh"
-#include "gpu.cuh"
 #include "link.hpp"
+#include "link_gpu.cuh"
 
 namespace perf {
 
@@ -103,61 +102,6 @@ __global__ void exchange_kernel(unsigned *mine, unsigned *theirs, unsigned excha
             *done = round;
         }
     }
-}
-
-// One GPU with its stream, events and buffers.
-class Gpu {
-public:
-    Gpu(int ordinal, size_t bytes) : ordinal_(ordinal) {
-        use();
-        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-        check(cudaEventCreate(&begin), "cudaEventCreate");
-        check(cudaEventCreate(&end), "cudaEventCreate");
-        check(cudaMalloc(reinterpret_cast<void **>(&source), bytes), "cudaMalloc");
-        check(cudaMalloc(reinterpret_cast<void **>(&target), bytes), "cudaMalloc");
-        check(cudaMalloc(reinterpret_cast<void **>(&words), all_word_bytes), "cudaMalloc");
-        check(cudaMemset(source, 0x3c + ordinal, bytes), "cudaMemset");
-        check(cudaMemset(words, 0, all_word_bytes), "cudaMemset");
-        check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    }
-    Gpu(const Gpu &) = delete;
-    Gpu &operator=(const Gpu &) = delete;
-    ~Gpu() {
-        cudaSetDevice(ordinal_);
-        cudaFree(source);
-        cudaFree(target);
-        cudaFree(words);
-        cudaEventDestroy(begin);
-        cudaEventDestroy(end);
-        cudaStreamDestroy(stream);
-    }
-    void use() const { check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
-    int ordinal() const { return ordinal_; }
-    unsigned *word(int index) const { return words + index * (word_bytes / sizeof(unsigned)); }
-    double elapsed_s() const {
-        float milliseconds = 0;
-        use();
-        check(cudaEventSynchronize(end), "waiting for a GPU");
-        check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
-        return milliseconds * 1e-3;
-    }
-
-    static constexpr size_t word_bytes = 256;
-    static constexpr size_t all_word_bytes = 3 * word_bytes;
-    cudaStream_t stream = nullptr;
-    cudaEvent_t begin = nullptr;
-    cudaEvent_t end = nullptr;
-    uint4 *source = nullptr;
-    uint4 *target = nullptr;
-    unsigned *words = nullptr;
-
-private:
-    int ordinal_;
-};
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
 }
 
 // Starts work(gpu, other) on all of them at once and gives the slowest's seconds, median of some rounds after a first one.
@@ -339,6 +283,7 @@ void measure_pair(Gpu &first, Gpu &second, size_t bytes, int multiprocessors, Li
                                                   }
                                               })),
                               "GB/s"});
+    measure_bare_pairs(first, second, multiprocessors, report, timeout_s);
     report.figures.push_back({"flag between the GPUs, one way, release to acquire", flag_us(first, second, timeout_s), "us"});
     for (const int flags : {1, 3, 7, 15, 31, 71, most_flags - 1}) {
         report.figures.push_back({"flags exchanged as with " + std::to_string(flags) + (flags == 1 ? " peer" : " peers"),
