@@ -98,11 +98,7 @@ public:
     // All but the last `behind` chunks are where they go to; this thread may tell others so.
     template <int behind>
     __device__ __forceinline__ void written() const {
-        if constexpr (left_out<Site::bulk_written>) {
-            asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-        } else {
-            asm volatile("cp.async.bulk.wait_group %0;" ::"n"(behind) : "memory");
-        }
+        if constexpr (!left_out<Site::bulk_written>) asm volatile("cp.async.bulk.wait_group %0;" ::"n"(behind) : "memory");
     }
 
     // What was read is not wanted after all. A block must not end before its copies.
