@@ -38,7 +38,7 @@ Result load_dispatch() {
 
 Result dispatch(const DispatchParams &params, const Launch &launch) {
     const int ranks = params.workspace.ranks;
-    const bool few = params.packets != 0 && params.tokens <= std::min(batch_tokens, params.workspace.dispatch_packet_rows);
+    const bool few = params.packets != 0 && params.tokens <= params.workspace.dispatch_packet_rows;
     const bool quantized = params.quantize != quantize_none;
     const DispatchKernel kernel = choose(quantized, params.spread != spread_owners, params.ids_bytes, ranks, few);
     return launch_kernel(kernel, params, launch, blocks_wanted(least_blocks, params.workspace.capacity, launch.tokens),

@@ -17,6 +17,8 @@ struct Shared {
     uint32_t epoch;
 };
 
+static_assert(max_dispatch_packet_rows <= batch_tokens);  // what goes as packets is one batch
+
 // The block that knows the totals, and tells them.
 __device__ __forceinline__ bool announces() { return blockIdx.x == gridDim.x - 1; }
 
