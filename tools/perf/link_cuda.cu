@@ -56,11 +56,6 @@ __global__ void empty_kernel() {}
 __device__ void release_word(unsigned *word, unsigned value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
-__device__ unsigned acquire_word(const unsigned *word) {
-    unsigned value;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
-    return value;
-}
 
 // Two of these throw a number to and fro; `mine` is local, `theirs` the other's word. The wait is bounded; *done tells how far it
 // came.

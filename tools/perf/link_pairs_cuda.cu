@@ -32,17 +32,6 @@ struct BarePush {
     unsigned *late;
 };
 
-__device__ void store_tagged(uint4 *at, uint4 value, unsigned tag) {
-    const uint64_t low = uint64_t{value.y} << 32 | value.x, high = uint64_t{tag} << 32 | value.z;
-    asm volatile("{ .reg .b128 vector; mov.b128 vector, {%1, %2}; st.relaxed.sys.global.b128 [%0], vector; }" ::"l"(at), "l"(low), "l"(high) : "memory");
-}
-
-__device__ unsigned load_tag(const uint4 *at) {
-    uint64_t high;
-    asm volatile("{ .reg .b128 vector; ld.relaxed.sys.global.b128 vector, [%1]; mov.b128 {_, %0}, vector; }" : "=l"(high) : "l"(at) : "memory");
-    return static_cast<unsigned>(high >> 32);
-}
-
 // `tagged`: each vector says itself that it has come, and is awaited; else a fence and a count stand behind each block's.
 template <bool tagged>
 __global__ void __launch_bounds__(push_threads, 1) bare_push_kernel(const BarePush push) {
@@ -61,7 +50,7 @@ __global__ void __launch_bounds__(push_threads, 1) bare_push_kernel(const BarePu
         for (int d = 0; d < depth; ++d) {
             if (first + d * stride < push.vectors) {
                 if (tagged) {
-                    store_tagged(push.theirs + first + d * stride, value[d], push.tag);
+                    store_whole(push.theirs + first + d * stride, {value[d].x, value[d].y, value[d].z, push.tag});
                 } else {
                     push.theirs[first + d * stride] = value[d];
                 }
@@ -79,7 +68,7 @@ __global__ void __launch_bounds__(push_threads, 1) bare_push_kernel(const BarePu
     };
     if (tagged) {
         for (size_t i = begin; i < push.vectors; i += stride) {
-            await([&] { return load_tag(push.mine + i) == push.tag; });
+            await([&] { return load_whole(push.mine + i).w == push.tag; });
         }
         return;
     }
@@ -87,14 +76,10 @@ __global__ void __launch_bounds__(push_threads, 1) bare_push_kernel(const BarePu
     if (threadIdx.x > 0) {
         return;
     }
-    asm volatile("fence.acq_rel.sys;" ::: "memory");
-    asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" ::"l"(push.their_count) : "memory");
+    fence();
+    add_relaxed(push.their_count, 1);
     if (blockIdx.x == 0) {
-        await([&] {
-            unsigned count;
-            asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(count) : "l"(push.my_count) : "memory");
-            return count - push.expected < 0x80000000u;
-        });
+        await([&] { return acquire_word(push.my_count) - push.expected < 0x80000000u; });
     }
 }
 

@@ -24,28 +24,8 @@ __device__ uint32_t load_relaxed(const uint32_t *at) {
     asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
     return value;
 }
-__device__ uint32_t load_acquire(const uint32_t *at) {
-    uint32_t value;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(at) : "memory");
-    return value;
-}
 __device__ void store_relaxed(uint32_t *at, uint32_t value) {
     asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
-}
-__device__ void add_relaxed(uint32_t *at, uint32_t value) {
-    asm volatile("red.relaxed.sys.global.add.u32 [%0], %1;" ::"l"(at), "r"(value) : "memory");
-}
-__device__ void fence() {
-    asm volatile("fence.acq_rel.sys;" ::: "memory");
-}
-__device__ void store_whole(uint4 *at, const uint4 &value) {
-    const uint64_t low = uint64_t{value.y} << 32 | value.x, high = uint64_t{value.w} << 32 | value.z;
-    asm volatile("{ .reg .b128 whole; mov.b128 whole, {%1, %2}; st.relaxed.sys.global.b128 [%0], whole; }" ::"l"(at), "l"(low), "l"(high) : "memory");
-}
-__device__ uint4 load_whole(const uint4 *at) {
-    uint64_t low, high;
-    asm volatile("{ .reg .b128 whole; ld.relaxed.sys.global.b128 whole, [%2]; mov.b128 {%0, %1}, whole; }" : "=l"(low), "=l"(high) : "l"(at) : "memory");
-    return {static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32), static_cast<uint32_t>(high), static_cast<uint32_t>(high >> 32)};
 }
 __device__ void store_four(uint4 *at, const uint4 &value) {
     asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
@@ -104,7 +84,7 @@ __device__ bool heard(const Litmus &litmus, int instance, uint32_t round, bool w
     const uint32_t *ack = litmus.acks + instance * line;
     const bool late = threadIdx.x == 0 && !await(ack, round, litmus.timeout_ns, litmus.counters);
     if (threadIdx.x == 0 && with_acquire) {
-        load_acquire(ack);
+        acquire_word(ack);
     }
     return __syncthreads_or(late) == 0;
 }
@@ -152,7 +132,7 @@ __global__ void __launch_bounds__(threads) count_reader(const Litmus litmus) {
         }
         const bool late = threadIdx.x == 0 && !await(flag, round * writers, litmus.timeout_ns, litmus.counters);
         if (threadIdx.x == 0 && litmus.with_acquire) {
-            load_acquire(flag);
+            acquire_word(flag);
         }
         if (__syncthreads_or(late)) {
             break;
